@@ -1,0 +1,73 @@
+# Every target makes its own environment in .venv on first use. Nothing but Python 3.11 or newer and make is needed.
+#   make demo    optimize a real problem with three surrogates and random search, and write a report
+#   make test    lint is separate: this is the test suite, notebooks included
+# Variables: PYTHON (which python makes .venv), TORCH_INDEX (an index to take torch from, for a CPU-only build:
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+METADATA := pyproject.toml setup.py constraints.txt
+# One thread per process: the matrices are small, and threads of several processes get in each other's way.
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND ?= Agg
+
+.PHONY: help install demo test lint format docs bench carriers clean
+help:
+	@echo "make demo | test | lint | docs | bench | format | install | carriers | clean"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "The pinned set of packages needs Python 3.11 or newer; $(PYTHON) is older or missing." \
+			"Name another with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "This Python cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps, so that set-up runs once and again only when the metadata changed.
+$(VENV)/.seqbdl-run: $(METADATA) | $(BIN)/python
+	@echo "Installing seqbdl into $(VENV) (a few minutes the first time) ..."
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.seqbdl-dev: $(METADATA) | $(BIN)/python
+	@echo "Installing seqbdl and its development tools into $(VENV) (a few minutes the first time) ..."
+	$(PIP_INSTALL) -e ".[dev,docs,lab,bench,ax]"
+	@touch $@ $(VENV)/.seqbdl-run
+
+install: $(VENV)/.seqbdl-dev
+
+demo: $(VENV)/.seqbdl-run
+	$(BIN)/seqbdl demo $(DEMO_ARGS)
+
+test: $(VENV)/.seqbdl-dev
+	SEQBDL_QUICK=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake tests notebooks $(PYTEST_ARGS)
+
+lint: $(VENV)/.seqbdl-dev
+	$(BIN)/ruff check
+	.ci/link-tree
+	$(BIN)/mypy -p seqbdl
+
+format: $(VENV)/.seqbdl-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.seqbdl-dev
+	.ci/link-tree
+	$(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(VENV)/.seqbdl-dev
+	$(BIN)/python benchmarks/bayes_opt.py $(BENCH_ARGS)
+
+# Measured tables and simulators that some environments replay; their own requirements conflict with ours, hence --no-deps.
+carriers: $(VENV)/.seqbdl-run
+	$(BIN)/python -m pip install --quiet --no-deps bocode==1.0.1 olymp==0.0.1b0
+
+clean:
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache
