@@ -1,0 +1,151 @@
+"""Joint Gaussian distributions over the outputs at q points, and the algebra that loops need of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from botorch.posteriors import GPyTorchPosterior
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator.utils.cholesky import psd_safe_cholesky
+from torch import Tensor
+
+# Relative to the mean diagonal: far below any noise that matters, far above the rounding of float64.
+JITTER = 1e-10
+
+
+@dataclass(frozen=True)
+class JointGaussian:
+    """A batch of Gaussians over the ``q x m`` outputs at ``q`` points.
+
+    The covariance is block-diagonal in ``g`` groups. Independent outputs: ``g = m`` groups of ``r = q`` rows. Outputs that
+    share random weights: ``g = 1`` group of ``r = q m`` rows, the point running slower than the output.
+
+    Attributes:
+        mean: ``batch x q x m``.
+        covariance: ``batch' x g x r x r``; ``batch`` and ``batch'`` broadcast.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def num_points(self) -> int:
+        return self.mean.shape[-2]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.mean.shape[-1]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether outputs are correlated with one another."""
+        return self.covariance.shape[-3] == 1 and self.num_outputs > 1
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances, ``batch x q x m``."""
+        diagonal = self.covariance.diagonal(dim1=-2, dim2=-1)  # batch' x g x r
+        if self.covariance.shape[-3] == 1:
+            marginal = diagonal.squeeze(-2).unflatten(-1, (self.num_points, self.num_outputs))
+        else:
+            marginal = diagonal.transpose(-1, -2)
+        return marginal.clamp_min(0.0).expand(self.mean.shape)
+
+    def scaled(self, shift: Tensor, scale: Tensor) -> JointGaussian:
+        """The distribution of ``shift + scale * f``, both of shape ``m``."""
+        if self.covariance.shape[-3] == 1:
+            factor = scale.repeat(self.num_points)  # (q m)
+            covariance = self.covariance * factor.unsqueeze(-1) * factor
+        else:
+            covariance = self.covariance * scale.square()[:, None, None]
+        return JointGaussian(shift + scale * self.mean, covariance)
+
+    def plus_noise(self, variance: Tensor) -> JointGaussian:
+        """Add independent noise of the given variances, broadcastable to ``batch x q x m``."""
+        rows = group_rows(variance.expand(*variance.shape[:-2], self.num_points, self.num_outputs), self.covariance)
+        return JointGaussian(self.mean, self.covariance + torch.diag_embed(rows))
+
+    def select(self, outputs: list[int]) -> JointGaussian:
+        """The marginal distribution of some outputs."""
+        mean = self.mean[..., outputs]
+        if not self.coupled:
+            groups = [0] if self.covariance.shape[-3] == 1 else outputs
+            return JointGaussian(mean, self.covariance[..., groups, :, :])
+        m = self.num_outputs
+        rows = torch.tensor([p * m + o for p in range(self.num_points) for o in outputs], device=mean.device)
+        return JointGaussian(mean, self.covariance[..., rows, :][..., rows])
+
+    def condition(self, Y: Tensor, noise: Tensor) -> JointGaussian:
+        """Condition on noisy observations of the LAST ``n'`` points; the distribution of the points before them remains.
+
+        Args:
+            Y: ``batch x n' x m`` observed values.
+            noise: Their noise variances, broadcastable to ``batch x n' x m``.
+        """
+        kept, cross, factor = self._split(Y.shape[-2], noise)
+        gain = torch.cholesky_solve(cross, factor)  # batch' x g x r_new x r_kept
+        covariance = kept - cross.transpose(-1, -2) @ gain
+        residual = self._group(Y - self.mean[..., -Y.shape[-2] :, :])  # batch x g x r_new
+        shift = (gain.transpose(-1, -2) @ residual.unsqueeze(-1)).squeeze(-1)
+        q = self.num_points - Y.shape[-2]
+        return JointGaussian(self.mean[..., :q, :] + self._ungroup(shift, q), covariance)
+
+    def gain(self, num_new: int, noise: Tensor) -> Tensor:
+        """``C(x, X_new) (C(X_new, X_new) + noise)^{-1}`` of the last points, ``batch' x g x r_kept x r_new``."""
+        _, cross, factor = self._split(num_new, noise)
+        return torch.cholesky_solve(cross, factor).transpose(-1, -2)
+
+    def _split(self, num_new: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        per_point = 1 if self.covariance.shape[-3] != 1 else self.num_outputs
+        r = (self.num_points - num_new) * per_point
+        rows = group_rows(noise.expand(*noise.shape[:-2], num_new, self.num_outputs), self.covariance)
+        observed = self.covariance[..., r:, r:] + torch.diag_embed(rows)
+        return self.covariance[..., :r, :r], self.covariance[..., r:, :r], safe_cholesky(observed)
+
+    def _group(self, values: Tensor) -> Tensor:
+        return group_rows(values, self.covariance)
+
+    def _ungroup(self, rows: Tensor, q: int) -> Tensor:
+        """``batch x g x r`` back to ``batch x q x m``."""
+        if self.covariance.shape[-3] == 1:
+            return rows.squeeze(-2).unflatten(-1, (q, self.num_outputs))
+        return rows.transpose(-1, -2)
+
+    def to_posterior(self, dtype: torch.dtype) -> GPyTorchPosterior:
+        """The BoTorch posterior, in the given floating-point type."""
+        return GPyTorchPosterior(self.distribution(dtype))
+
+    def distribution(self, dtype: torch.dtype) -> MultivariateNormal:
+        """The GPyTorch distribution over ``q`` (``m = 1``) or ``q x m`` values."""
+        jitter = JITTER if dtype == torch.float64 else 1e-6
+        diagonal = self.covariance.diagonal(dim1=-2, dim2=-1)
+        lift = (jitter * diagonal.mean(-1, keepdim=True)).clamp_min(1e-20).expand_as(diagonal)
+        covariance = (self.covariance + torch.diag_embed(lift)).to(dtype)
+        mean = self.mean.to(dtype)
+        batch = torch.broadcast_shapes(mean.shape[:-2], covariance.shape[:-3])
+        mean = mean.expand(*batch, *mean.shape[-2:])
+        if self.num_outputs == 1:
+            return MultivariateNormal(mean.squeeze(-1), covariance.squeeze(-3).expand(*batch, -1, -1))
+        if self.coupled:
+            return MultitaskMultivariateNormal(mean, covariance.squeeze(-3).expand(*batch, -1, -1))
+        covariance = covariance.expand(*batch, -1, -1, -1)
+        return MultitaskMultivariateNormal.from_batch_mvn(
+            MultivariateNormal(mean.transpose(-1, -2), covariance), task_dim=-1
+        )
+
+
+def group_rows(values: Tensor, covariance: Tensor) -> Tensor:
+    """``batch x q x m`` values as ``batch x g x r`` rows in the order of a grouped covariance."""
+    if covariance.shape[-3] == 1:
+        return values.flatten(-2).unsqueeze(-2)
+    return values.transpose(-1, -2)
+
+
+def safe_cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor; jitter is added, relative to the diagonal, only where the plain one fails."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not bool(info.any()):
+        return factor
+    scale = matrix.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1).amax().clamp_min(1e-30)
+    return psd_safe_cholesky(matrix / scale, jitter=1e-9, max_tries=6) * scale.sqrt()

@@ -1,0 +1,467 @@
+"""The surrogate contract: one interface between every posterior and every decision loop."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import torch
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.models.model import FantasizeMixin, Model
+from botorch.posteriors.posterior import Posterior
+from botorch.sampling.base import MCSampler
+from gpytorch.likelihoods import GaussianLikelihood
+from torch import Tensor
+
+from seqbdl._checks import check_data, check_inputs, check_tensor
+from seqbdl.errors import InvalidOptionError, ShapeError, StateError, UnknownNameError
+from seqbdl.posteriors import FunctionDraws, Prediction
+from seqbdl.serialization import generator_state, restore_generator
+from seqbdl.surrogates.scaling import Scaling
+
+LIKELIHOODS = ("gaussian",)
+Evaluate = Callable[[Tensor], Tensor]
+
+
+class Surrogate(Model, FantasizeMixin):
+    """A posterior over functions that plugs into every loop, and into BoTorch and Ax, as it is.
+
+    Subclasses work in inner coordinates (unit-cube inputs, standardized outcomes, float64) and write the hooks at the end of
+    the class; this class does the checks, the units, the dtypes, BoTorch's conventions and the bookkeeping.
+
+    Args:
+        input_dim: ``d``, columns of ``X``.
+        output_dim: ``m``, columns of ``Y``.
+        likelihood: ``"gaussian"``.
+        bounds: ``2 x d`` lower and upper bounds that map inputs to the unit cube; ``None``: the range of the data.
+        noise: Known variance of the observation noise, in squared units of ``Y``; ``None``: learned.
+        seed: Seeds the surrogate's own generator. The global generator is never used.
+
+    Raises:
+        UnknownNameError: The likelihood does not exist.
+        InvalidOptionError: A dimension is not positive, bounds are reversed, or the noise is negative.
+    """
+
+    name: ClassVar[str] = ""
+    carries: ClassVar[str] = ""
+    """What ``update`` carries from the old data to the new posterior."""
+    update_tolerance: ClassVar[float] = 0.0
+    """By how many standard deviations predictions after ``update(A); update(B)`` may differ from those after ``fit(A and B)``
+    under the same hyperparameters; 0: exact up to rounding."""
+
+    _config: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remembers the options, for :meth:`clone` and for saving."""
+        surrogate = super().__new__(cls)
+        positional = dict(zip(("input_dim", "output_dim", "likelihood"), args, strict=False))
+        object.__setattr__(surrogate, "_config", {**positional, **kwargs})
+        return surrogate
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int = 1,
+        likelihood: str = "gaussian",
+        *,
+        bounds: Tensor | None = None,
+        noise: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise UnknownNameError("likelihood", likelihood, list(LIKELIHOODS))
+        if input_dim < 1 or output_dim < 1:
+            raise InvalidOptionError(f"input_dim={input_dim} and output_dim={output_dim} must be at least 1")
+        if noise is not None and not (noise >= 0.0):
+            raise InvalidOptionError(f"noise={noise} is a variance; it must be at least 0, or None to learn it")
+        if bounds is not None:
+            bounds = torch.as_tensor(bounds, dtype=torch.float64)
+            if bounds.shape != (2, input_dim) or not bool((bounds[1] > bounds[0]).all()):
+                raise InvalidOptionError("bounds must be 2 x input_dim with every lower bound below its upper bound")
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+        self.fixed_noise = noise
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self._bounds = bounds
+        self._scaling = Scaling.identity(input_dim, output_dim, bounds)
+        self._X: Tensor | None = None
+        self._Y: Tensor | None = None
+        self._Yvar: Tensor | None = None
+        self._output_indices: list[int] | None = None
+        self.eval()
+
+    # ------------------------------------------------------------------ learning
+
+    def fit(self, X: Tensor, Y: Tensor, Yvar: Tensor | None = None) -> Self:
+        """Condition the prior on the data, forgetting earlier data.
+
+        Args:
+            X: ``n x d``.
+            Y: ``n x m``.
+            Yvar: ``n x m`` known noise variances, in squared units of ``Y``.
+
+        Raises:
+            ShapeError: Rows or columns do not match.
+            InvalidDataError: NaN, infinite values or negative variances.
+        """
+        self._require_whole("fit")
+        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.output_dim)
+        X, Y = X.detach(), Y.detach()
+        bounds = None if self._bounds is None else self._bounds.to(X.device)
+        self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), bounds)
+        self._X, self._Y, self._Yvar = X, Y, None if Yvar is None else Yvar.detach()
+        self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+        return self
+
+    def update(self, X: Tensor, Y: Tensor, Yvar: Tensor | None = None) -> Self:
+        """The posterior becomes the prior: absorb new data, in time that does not grow with the old.
+
+        Scales and hyperparameters stay as they are; a surrogate without data is fitted.
+
+        Args:
+            X: ``n x d`` new inputs.
+            Y: ``n x m`` new outcomes.
+            Yvar: ``n x m`` known noise variances.
+        """
+        self._require_whole("update")
+        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.output_dim)
+        if self._X is None or self._Y is None:
+            return self.fit(X, Y, Yvar)
+        X, Y = X.detach().to(self._X), Y.detach().to(self._Y)
+        self._update(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+        if self._Yvar is not None or Yvar is not None:
+            old = self._known_variances(self._Yvar, self._Y)
+            self._Yvar = torch.cat([old, self._known_variances(Yvar, Y).to(old)])
+        self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
+        return self
+
+    def _known_variances(self, Yvar: Tensor | None, Y: Tensor) -> Tensor:
+        if Yvar is not None:
+            return Yvar.detach()
+        return self.noise_variance.to(Y).expand_as(Y)
+
+    def _inner_noise(self, Yvar: Tensor | None) -> Tensor | None:
+        """Known inner noise variances, ``n x m`` or ``1 x m``; ``None`` when they are to be learned."""
+        if Yvar is not None:
+            return self._scaling.variances(Yvar.detach())
+        if self.fixed_noise is not None:
+            known = torch.full((1, self.output_dim), self.fixed_noise, dtype=torch.float64, device=self._scaling.y_std.device)
+            return self._scaling.variances(known)
+        return None
+
+    # ------------------------------------------------------------------ answering
+
+    def posterior(
+        self,
+        X: Tensor,
+        output_indices: list[int] | None = None,
+        observation_noise: bool | Tensor = False,
+        posterior_transform: PosteriorTransform | None = None,
+    ) -> Posterior:
+        """The joint posterior of the latent function (or of observations) at q points, differentiable in ``X``.
+
+        Args:
+            X: ``batch x q x d``; a 2-D ``q x d`` is one joint batch.
+            output_indices: Which outputs; all by default.
+            observation_noise: ``True`` adds the noise variance; a tensor, broadcastable to ``batch x q x m``, adds those
+                variances, in squared units of ``Y``.
+            posterior_transform: BoTorch's.
+
+        Returns:
+            A posterior of shape ``broadcast(batch, batch_shape) x q x m``.
+        """
+        X = check_inputs("X", X, self.input_dim)
+        if X.shape[-2] == 0:
+            raise ShapeError("X has no points (q = 0); ask for at least one")
+        noise: Tensor | None = None
+        if isinstance(observation_noise, Tensor):
+            noise = observation_noise
+        elif observation_noise:
+            noise = self._all_noise_variance.reshape(1, -1)
+        posterior = self._posterior(X, self._resolve_outputs(output_indices, noise), noise)
+        if posterior_transform is not None:
+            return posterior_transform(posterior=posterior, X=X)
+        return posterior
+
+    def _resolve_outputs(self, output_indices: list[int] | None, noise: Tensor | None) -> list[int] | None:
+        own = self._output_indices
+        if output_indices is None:
+            return own
+        if any(not -self.num_outputs <= i < self.num_outputs for i in output_indices):
+            raise ShapeError(f"output_indices {output_indices} are out of range for {self.num_outputs} outputs")
+        chosen = [i % self.num_outputs for i in output_indices]
+        return chosen if own is None else [own[i] for i in chosen]
+
+    def predict(self, X: Tensor) -> Prediction:
+        """Predictions of observations, with their epistemic and aleatoric parts; see :class:`Prediction`.
+
+        Args:
+            X: ``batch x q x d``.
+        """
+        with torch.no_grad():
+            latent = self.posterior(X)
+            noise = self.noise_variance.to(X).expand(latent.variance.shape)
+            variance = latent.variance
+            return Prediction(
+                mean=latent.mean,
+                std=(variance + noise).sqrt(),
+                epistemic_std=variance.sqrt(),
+                aleatoric_std=noise.sqrt(),
+                _quantile=lambda p: self._predictive_quantile(X, p),
+            )
+
+    def _predictive_quantile(self, X: Tensor, p: Tensor) -> Tensor:
+        with torch.no_grad():
+            posterior = self.posterior(X, observation_noise=True)
+            z = torch.special.ndtri(p.to(torch.float64)).to(X)
+            return posterior.mean + z * posterior.variance.sqrt()
+
+    def sample_functions(self, n: int, generator: torch.Generator | None = None) -> FunctionDraws:
+        """Draw ``n`` functions of the posterior once; see :class:`FunctionDraws`.
+
+        Args:
+            n: How many.
+            generator: Where randomness comes from; the surrogate's own generator by default.
+
+        Returns:
+            A callable ``X: batch x q x d -> n x batch x q x m``, in the units of ``Y``.
+        """
+        if n < 1:
+            raise InvalidOptionError(f"n={n}; draw at least one function")
+        inner = self._draw(n, self.generator if generator is None else generator)
+        scaling, outputs = self._scaling, self._output_indices
+
+        def evaluate(X: Tensor) -> Tensor:
+            X = check_inputs("X", X, self.input_dim)
+            values = scaling.y_mean + scaling.y_std * inner(scaling.inputs(X))
+            return (values if outputs is None else values[..., outputs]).to(X.dtype)
+
+        return FunctionDraws(evaluate, n, self.num_outputs)
+
+    def log_evidence(self) -> float | None:
+        """Log marginal likelihood of the data in the units of ``Y``, where the method defines one; else ``None``."""
+        inner = self._log_evidence()
+        if inner is None or self._Y is None:
+            return None
+        return float(inner - self._Y.shape[0] * self._scaling.y_std.log().sum())
+
+    # ------------------------------------------------------------------ BoTorch's conventions
+
+    @property
+    def num_outputs(self) -> int:
+        return self.output_dim if self._output_indices is None else len(self._output_indices)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return torch.Size([])
+
+    @property
+    def train_inputs(self) -> tuple[Tensor] | None:
+        """``(n x d,)`` in the user's units, or ``None`` before any data."""
+        return None if self._X is None else (self._X,)
+
+    @property
+    def train_targets(self) -> Tensor | None:
+        """``n x m`` in the user's units, or ``None`` before any data."""
+        if self._Y is None or self._output_indices is None:
+            return self._Y
+        return self._Y[:, self._output_indices]
+
+    @property
+    def likelihood(self) -> GaussianLikelihood:
+        """A GPyTorch likelihood with the learned noise variance, for code that reads it."""
+        likelihood = GaussianLikelihood().to(self._scaling.y_std)
+        likelihood.noise = self.noise_variance.mean().clamp_min(1e-4)
+        return likelihood
+
+    @property
+    def _all_noise_variance(self) -> Tensor:
+        return self._noise() * self._scaling.y_std.square()
+
+    @property
+    def noise_variance(self) -> Tensor:
+        """Variance of the observation noise per output, ``m``, in squared units of ``Y``."""
+        noise = self._all_noise_variance
+        return noise if self._output_indices is None else noise[self._output_indices]
+
+    def condition_on_observations(self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any) -> Self:
+        """A new, batched, cheap surrogate that also knows ``(X, Y)``; this one does not change.
+
+        Args:
+            X: ``b x n' x d``.
+            Y: ``nf x b x n' x m`` (any batch that ``b`` broadcasts to), in the user's units.
+            noise: Noise variances, broadcastable to ``Y``, in squared units of ``Y``; the learned ones by default.
+            kwargs: Ignored; BoTorch passes options for Gaussian processes.
+
+        Returns:
+            A surrogate with ``batch_shape = nf x b``.
+        """
+        X = check_inputs("X", X, self.input_dim)
+        Y = check_tensor("Y", Y)
+        if Y.shape[-2:] != (X.shape[-2], self.num_outputs):
+            raise ShapeError(f"Y has shape {tuple(Y.shape)}; it needs batch x {X.shape[-2]} x {self.num_outputs}, the rows of X")
+        if X.shape[-2] == 0:
+            return self._conditioned_copy()
+        self._require_whole("condition_on_observations")
+        variance = self._all_noise_variance.expand(1, -1) if noise is None else check_tensor("noise", noise)
+        return self._condition(
+            self._scaling.inputs(X), self._scaling.outcomes(Y), self._scaling.variances(variance.to(Y.device))
+        )
+
+    def fantasize(
+        self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
+    ) -> Self:
+        """Condition on outcomes sampled from the posterior at ``X``.
+
+        Args:
+            X: ``b x n' x d``.
+            sampler: Draws ``nf x b x n' x m`` outcomes.
+            observation_noise: Noise variances instead of the learned ones, broadcastable to ``b x n' x m``.
+        """
+        if X.shape[-2] == 0:
+            return self._conditioned_copy()
+        posterior = self.posterior(X, observation_noise=True if observation_noise is None else observation_noise)
+        return self.condition_on_observations(X, sampler(posterior), noise=observation_noise)
+
+    def subset_output(self, idcs: list[int]) -> Self:
+        """The same posterior, seen through some of its outputs only."""
+        chosen = self._resolve_outputs(list(idcs), None)
+        view = self._conditioned_copy()
+        view._output_indices = chosen
+        return view
+
+    def _conditioned_copy(self) -> Self:
+        """A shallow copy that shares every tensor; nothing here is ever changed in place."""
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        twin._buffers = dict(self._buffers)
+        twin._parameters = dict(self._parameters)
+        return twin
+
+    def _require_whole(self, what: str) -> None:
+        if self._output_indices is not None:
+            raise InvalidOptionError(f"{what} needs all outputs; this is a view by subset_output, use the surrogate it came from")
+        if len(self.batch_shape) > 0 and what in ("fit", "update"):
+            raise InvalidOptionError(f"{what} is not possible for a batch of fantasies; use the surrogate they came from")
+
+    @classmethod
+    def construct_inputs(cls, training_data: Any, **options: Any) -> dict[str, Any]:
+        """Constructor arguments from a BoTorch ``SupervisedDataset`` (Ax calls this), plus any options."""
+        parsed = super().construct_inputs(training_data)
+        X, Y = parsed["train_X"], parsed["train_Y"]
+        return {"input_dim": X.shape[-1], "output_dim": Y.shape[-1], **options}
+
+    # ------------------------------------------------------------------ state
+
+    def clone(self) -> Self:
+        """A new surrogate with the same options and no data."""
+        config = {**self._config}
+        return type(self)(**config)
+
+    def save_state(self) -> dict[str, Any]:
+        """Everything that answers depend on, as a tree for :func:`seqbdl.serialization.save_tree`."""
+        self._require_whole("save_state")
+        return {
+            "name": self.name,
+            "input_dim": self.input_dim,
+            "output_dim": self.output_dim,
+            "generator": generator_state(self.generator),
+            "scaling": dict(self._scaling.__dict__),
+            "X": self._X,
+            "Y": self._Y,
+            "Yvar": self._Yvar,
+            "method": self._get_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> Self:
+        """Take over a state that :meth:`save_state` of a surrogate of the same name and shape returned.
+
+        Raises:
+            StateError: The state belongs to another surrogate.
+        """
+        for key, own in (("name", self.name), ("input_dim", self.input_dim), ("output_dim", self.output_dim)):
+            if state.get(key) != own:
+                raise StateError(f"the state has {key}={state.get(key)!r}, this surrogate has {own!r}")
+        self.generator = restore_generator(state["generator"])
+        self._scaling = Scaling(**state["scaling"])
+        self._X, self._Y, self._Yvar = state["X"], state["Y"], state["Yvar"]
+        self._set_state(state["method"])
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """PyTorch's hook: ``state_dict()`` carries the whole posterior."""
+        return self.save_state()
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """PyTorch's hook: ``load_state_dict()`` restores the whole posterior."""
+        self.load_state(state)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """``.to(device)`` moves the state too; its precision stays float64, answers follow the dtype of ``X``."""
+        super()._apply(fn, recurse)
+
+        def move(node: Any) -> Any:
+            if isinstance(node, Tensor):
+                return node.to(fn(node).device) if node.is_floating_point() else node
+            if isinstance(node, dict):
+                return {key: move(value) for key, value in node.items()}
+            if isinstance(node, list):
+                return [move(value) for value in node]
+            return node
+
+        if self._config:
+            state = self.save_state() if self._output_indices is None and not self.batch_shape else None
+            if state is not None:
+                self.load_state(move(state))
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = self._conditioned_copy()
+        memo[id(self)] = twin
+        twin.generator = restore_generator(generator_state(self.generator))
+        twin._config = dict(self._config)
+        twin._scaling = replace(self._scaling)
+        return twin
+
+    # ------------------------------------------------------------------ hooks, in inner coordinates
+
+    @abstractmethod
+    def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
+        """Condition the prior on ``X: n x d``, ``Y: n x m``; ``noise``: ``n x m`` or ``1 x m`` known variances, or ``None``."""
+
+    @abstractmethod
+    def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
+        """Absorb new rows; arguments as in :meth:`_fit`."""
+
+    @abstractmethod
+    def _noise(self) -> Tensor:
+        """Inner noise variance per output, ``m``."""
+
+    @abstractmethod
+    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None) -> Posterior:
+        """The posterior at user's ``X: batch x q x d`` plus ``noise`` variances in squared units of ``Y``."""
+
+    @abstractmethod
+    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor) -> Self:
+        """A conditioned copy; ``X: b x n' x d``, ``Y: nf x b x n' x m``, ``noise`` broadcastable to ``Y``."""
+
+    @abstractmethod
+    def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
+        """``n`` inner functions: ``X: batch x q x d -> n x batch x q x m``."""
+
+    @abstractmethod
+    def _get_state(self) -> dict[str, Any]:
+        """The method's own state as a tree."""
+
+    @abstractmethod
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`_get_state`."""
+
+    def _log_evidence(self) -> Tensor | None:
+        """Log evidence of the inner outcomes, summed over outputs."""
+        return None

@@ -1,0 +1,72 @@
+"""Scales between the user's units and the coordinates in which surrogates are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from botorch.models.transforms.input import Normalize
+from botorch.models.transforms.outcome import Standardize
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Inputs to the unit cube, outcomes to zero mean and unit standard deviation, all in float64.
+
+    Attributes:
+        x_offset: ``d``.
+        x_scale: ``d``; the inner input is ``(x - x_offset) / x_scale``.
+        y_mean: ``m``.
+        y_std: ``m``; the inner outcome is ``(y - y_mean) / y_std``.
+    """
+
+    x_offset: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_std: Tensor
+
+    @classmethod
+    def identity(cls, input_dim: int, output_dim: int, bounds: Tensor | None, device: torch.device | None = None) -> Scaling:
+        """Before any data: inputs by the bounds when they are known, outcomes as they are."""
+        zeros = torch.zeros(input_dim, dtype=torch.float64, device=device)
+        offset, scale = (zeros, zeros + 1.0) if bounds is None else _from_bounds(bounds.to(zeros))
+        y = torch.zeros(output_dim, dtype=torch.float64, device=device)
+        return cls(offset, scale, y, y + 1.0)
+
+    @classmethod
+    def learn(cls, X: Tensor, Y: Tensor, bounds: Tensor | None) -> Scaling:
+        """By BoTorch's ``Normalize`` and ``Standardize``; constant columns keep the scale 1.
+
+        Args:
+            X: ``n x d`` in float64.
+            Y: ``n x m`` in float64.
+            bounds: ``2 x d`` or ``None`` to take the range of the data.
+        """
+        normalize = Normalize(d=X.shape[-1], bounds=None if bounds is None else bounds.to(X))
+        if bounds is None:
+            normalize.train()
+            normalize(X)
+        offset = normalize.offset.reshape(-1).detach().clone().to(X)
+        scale = normalize.coefficient.reshape(-1).detach().clone().to(X)
+        standardize = Standardize(m=Y.shape[-1])
+        standardize.train()
+        standardize(Y)
+        return cls(offset, scale, standardize.means.reshape(-1).clone(), standardize.stdvs.reshape(-1).clone())
+
+    def inputs(self, X: Tensor) -> Tensor:
+        """User's inputs to inner coordinates, ``... x d``; float64."""
+        return (X.to(torch.float64) - self.x_offset) / self.x_scale
+
+    def outcomes(self, Y: Tensor) -> Tensor:
+        """User's outcomes to inner coordinates, ``... x m``; float64."""
+        return (Y.to(torch.float64) - self.y_mean) / self.y_std
+
+    def variances(self, Yvar: Tensor) -> Tensor:
+        """User's noise variances to inner coordinates, ``... x m``; float64."""
+        return Yvar.to(torch.float64) / self.y_std.square()
+
+
+def _from_bounds(bounds: Tensor) -> tuple[Tensor, Tensor]:
+    width = bounds[1] - bounds[0]
+    return bounds[0].clone(), torch.where(width > 0, width, torch.ones_like(width))
