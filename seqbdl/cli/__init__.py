@@ -1,0 +1,1 @@
+"""The `seqbdl` command: `demo`, `optimize`, `surrogates`, `envs`."""

@@ -1,0 +1,178 @@
+"""Several methods on one problem from the same initial designs, spread over worker processes.
+
+Every worker is a fresh process with one thread; it reports each evaluation through a queue as it happens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from queue import Empty
+from typing import Any, Protocol
+
+import gymnasium
+import torch
+
+from seqbdl.loops import BayesOptLoop, Space
+
+RANDOM = "random search"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated point: the reward, what it is without noise if known, and the seconds spent to choose it."""
+
+    point: Mapping[str, Any]
+    reward: float
+    true_value: float | None
+    seconds: float
+
+    @property
+    def value(self) -> float:
+        """The noise-free value where the problem knows it, the measured one otherwise."""
+        return self.reward if self.true_value is None else self.true_value
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: a method, a seed, and the evaluations it starts from (not repeated); `None` takes the shared design."""
+
+    method: str
+    seed: int
+    env_id: str
+    budget: int
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    initial: tuple[Evaluation, ...] | None = None
+    deadline: float | None = None
+    surrogate_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.method, self.seed
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run did. It has fewer evaluations than its budget when the deadline came first."""
+
+    task: Task
+    evaluations: tuple[Evaluation, ...]
+    seconds: float
+
+    def best_so_far(self) -> list[float]:
+        """The best value after one, two, ... evaluations."""
+        best: list[float] = []
+        for evaluation in self.evaluations:
+            best.append(max(evaluation.value, best[-1]) if best else evaluation.value)
+        return best
+
+
+class _Queue(Protocol):
+    def put(self, item: tuple[tuple[str, int], Evaluation]) -> None: ...
+    def get(self, block: bool = True, timeout: float | None = None) -> tuple[tuple[str, int], Evaluation]: ...
+
+
+def open_problem(env_id: str, seed: int, options: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, Any], Space]:
+    """The environment, reset under its seed, and its space."""
+    env = gymnasium.make(env_id, **options)
+    env.reset(seed=seed)
+    return env, Space.from_gymnasium(env.action_space, env.unwrapped)
+
+
+def make_loop(task: Task, space: Space) -> BayesOptLoop:
+    """The loop of a method: a surrogate's name, or random search."""
+    if task.method == RANDOM:
+        return BayesOptLoop(space, acquisition="random", initial=0, seed=task.seed)
+    options = dict(task.surrogate_options)
+    return BayesOptLoop(space, surrogate=task.method, initial=0, seed=task.seed, surrogate_options=options)
+
+
+def initial_design(task: Task, count: int) -> tuple[Evaluation, ...]:
+    """The first `count` points of a scrambled Sobol sequence under the task's seed, evaluated."""
+    env, space = open_problem(task.env_id, task.seed, task.env_options)
+    loop = BayesOptLoop(space, acquisition="sobol", initial=count, seed=task.seed)
+    points = loop.ask(n=count)
+    return tuple(_evaluate(env, space, point, 0.0) for point in (points if isinstance(points, list) else [points]))
+
+
+def run_task(task: Task, queue: _Queue | None = None) -> Trace:
+    """Run a method to the end of its budget, or to its deadline."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    # Another stream than the one that measured the initial design, where the problem is noisy.
+    env, space = open_problem(task.env_id, task.seed + 1_000_003, task.env_options)
+    loop = make_loop(task, space)
+    done = list(task.initial or ())
+    if done:
+        loop.tell([evaluation.point for evaluation in done], [evaluation.reward for evaluation in done])
+    while len(done) < task.budget and (task.deadline is None or time.time() < task.deadline):
+        asked = time.perf_counter()
+        point = loop.ask()
+        evaluation = _evaluate(env, space, point, time.perf_counter() - asked)
+        loop.tell(point, evaluation.reward)
+        done.append(evaluation)
+        if queue is not None:
+            queue.put((task.key, evaluation))
+    env.close()
+    return Trace(task, tuple(done), time.perf_counter() - start)
+
+
+def _evaluate(env: gymnasium.Env[Any, Any], space: Space, point: Mapping[str, Any], seconds: float) -> Evaluation:
+    _, reward, _, _, info = env.step(space.to_action(point))
+    true_value = info.get("true_value")
+    return Evaluation(dict(point), float(reward), None if true_value is None else float(true_value), seconds)
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def race(
+    tasks: Iterable[Task],
+    initial: int,
+    workers: int,
+    report: Callable[[tuple[str, int], Evaluation], None],
+) -> Iterator[Trace]:
+    """Run all tasks, each from the initial design of its seed, and give back traces as they end.
+
+    Args:
+        tasks: The runs; those whose `initial` is `None` get the shared design of their seed.
+        initial: Size of the shared initial designs.
+        workers: Number of worker processes.
+        report: Called in this process with every evaluation.
+    """
+    tasks = list(tasks)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+        queue: _Queue = manager.Queue()
+        first = {task.seed: task for task in tasks if task.initial is None}
+        designs = dict(zip(first, pool.map(initial_design, first.values(), [initial] * len(first)), strict=True))
+        started = [task if task.initial is not None else replace(task, initial=designs[task.seed]) for task in tasks]
+        for task in started:
+            for evaluation in task.initial or ():
+                report(task.key, evaluation)
+        pending = [pool.submit(run_task, task, queue) for task in started]
+        try:
+            while pending:
+                _drain(queue, report)
+                for future in [future for future in pending if future.done()]:
+                    pending.remove(future)
+                    _drain(queue, report, wait=0.0)
+                    yield future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _drain(queue: _Queue, report: Callable[[tuple[str, int], Evaluation], None], wait: float = 0.1) -> None:
+    try:
+        report(*queue.get(timeout=wait) if wait else queue.get(block=False))
+        while True:
+            report(*queue.get(block=False))
+    except Empty:
+        return
