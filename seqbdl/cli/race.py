@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol
 
@@ -137,6 +138,7 @@ def race(
     initial: int,
     workers: int,
     report: Callable[[tuple[str, int], Evaluation], None],
+    log: Path | None = None,
 ) -> Iterator[Trace]:
     """Run all tasks, each from the initial design of its seed, and give back traces as they end.
 
@@ -145,10 +147,14 @@ def race(
         initial: Size of the shared initial designs.
         workers: Number of worker processes.
         report: Called in this process with every evaluation.
+        log: Where the workers' standard error goes, so that it does not run through a live display.
     """
     tasks = list(tasks)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, context, initializer=_redirect, initargs=(log,)) as pool,
+    ):
         queue: _Queue = manager.Queue()
         first = {task.seed: task for task in tasks if task.initial is None}
         designs = dict(zip(first, pool.map(initial_design, first.values(), [initial] * len(first)), strict=True))
@@ -167,6 +173,14 @@ def race(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _redirect(log: Path | None) -> None:
+    """Send standard error, that of libraries in C included, to a file."""
+    if log is not None:
+        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(handle, 2)
+        os.close(handle)
 
 
 def _drain(queue: _Queue, report: Callable[[tuple[str, int], Evaluation], None], wait: float = 0.1) -> None:

@@ -1,0 +1,192 @@
+"""The command `seqbdl`. Heavy imports happen inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="seqbdl",
+    help="Bayesian deep-learning surrogates for sequential decisions.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, or JSON for programs.")]
+
+
+def _console() -> Console:
+    return Console()
+
+
+def _fail(message: str) -> NoReturn:
+    """One line on standard error, exit status 2."""
+    Console(stderr=True).print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(2)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What users can cause is told in one line without a traceback; anything else is a bug and shows one."""
+    import gymnasium
+
+    from seqbdl.errors import SeqbdlError
+
+    try:
+        yield
+    except (SeqbdlError, gymnasium.error.Error, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped.")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report, the picture and the tables.")] = Path("demo-out"),
+    budget: Annotated[int | None, typer.Option(min=2, help="Evaluations of each run.")] = None,
+    initial: Annotated[int | None, typer.Option(min=1, help="Shared Sobol points at the start of each run.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each method.")] = None,
+    surrogate: Annotated[list[str] | None, typer.Option(help="A registered surrogate; repeat for several.")] = None,
+    env: Annotated[str | None, typer.Option(help="The problem, an environment id.")] = None,
+    random_pool: Annotated[
+        int | None, typer.Option(min=1, help="Random evaluations to judge random search by.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds after which runs end early.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few evaluations only, to see that it works.")] = False,
+) -> None:
+    """Optimize a real problem with three surrogates and with random search, and write a report."""
+    from dataclasses import replace
+
+    from seqbdl.cli.demo import DemoSettings, run_demo
+    from seqbdl.surrogates import surrogate_class
+
+    settings = DemoSettings(out=out)
+    if quick:
+        settings = replace(settings, budget=8, initial=5, seeds=1, random_pool=10, time_limit=120.0)
+    given = {
+        "budget": budget,
+        "initial": initial,
+        "seeds": seeds,
+        "surrogates": tuple(surrogate) if surrogate else None,
+        "env_id": env,
+        "random_pool": random_pool,
+        "workers": workers,
+        "time_limit": time_limit,
+    }
+    settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
+    if settings.initial >= settings.budget:
+        _fail(f"--initial {settings.initial} leaves nothing of --budget {settings.budget}; lower it")
+    console = _console()
+    with _one_line_errors():
+        for name in settings.surrogates:
+            surrogate_class(name)
+        result = run_demo(settings, console)
+    _print_race(result, console)
+
+
+def _print_race(result: object, console: Console) -> None:
+    from seqbdl.cli.demo import DemoResult
+    from seqbdl.cli.summary import table
+
+    assert isinstance(result, DemoResult)
+    content = table(result.race)
+    shown = Table(title=f"After {result.race.evaluations} evaluations, {result.race.seeds} seed(s)")
+    for index, column in enumerate(content.columns):
+        shown.add_column(column, justify="right" if content.is_number(index) else "left")
+    for index, row in enumerate(content.rows):
+        shown.add_row(*row, style="bold" if index in content.marked else None)
+    console.print(shown)
+    for line in result.headline:
+        console.print(line, highlight=False)
+    console.print(f"Report: {result.report} ({result.seconds:.0f} s)", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def optimize(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see docs/bayesian-optimization.md.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; overrides `output` in the file.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Overrides `budget` in the file.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget a checkpoint instead of continuing from it.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Optimize what a configuration file describes; stop it at any time, and run it again to go on."""
+    from seqbdl.cli.config import load_config
+    from seqbdl.cli.optimize import run_optimize
+
+    console = _console()
+    with _one_line_errors():
+        settings = load_config(config)
+        result = run_optimize(
+            settings, config.resolve().parent, out=out, budget=budget, fresh=fresh, progress=not quiet, console=console
+        )
+    for line in result.headline:
+        console.print(line, highlight=False)
+    console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def surrogates(form: FormatOption = Format.table) -> None:
+    """List the surrogates that loops take by name."""
+    from seqbdl.surrogates import list_surrogates, surrogate_class
+
+    rows = [{"name": name, "summary": _first_sentence(surrogate_class(name).__doc__)} for name in list_surrogates()]
+    _listing(rows, "Surrogates", form)
+
+
+@app.command()
+def envs(form: FormatOption = Format.table) -> None:
+    """List the decision problems that come with the package."""
+    from seqbdl.envs import list_envs
+
+    rows = [
+        {"id": info.id, "summary": info.summary, "available": info.available, "install": info.install or ""}
+        for info in list_envs()
+    ]
+    _listing(rows, "Environments", form)
+
+
+def _first_sentence(text: str | None) -> str:
+    paragraph = " ".join((text or "").strip().split("\n\n")[0].split())
+    return paragraph
+
+
+def _listing(rows: list[dict[str, object]], title: str, form: Format) -> None:
+    if form is Format.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    table = Table(title=title)
+    for key in rows[0] if rows else ():
+        table.add_column(key, no_wrap=key in ("name", "id"))
+    for row in rows:
+        table.add_row(*("yes" if cell is True else "no" if cell is False else str(cell) for cell in row.values()))
+    _console().print(table)
+
+
+if __name__ == "__main__":
+    app()
