@@ -1,0 +1,178 @@
+"""Entropy searches: how much an observation tells about the optimum.
+
+The samples of the optimum come from maximized function draws, for every surrogate alike: they are joint over the whole
+space, where a Gumbel fit to marginals on a grid pretends that points are independent and overshoots the maximum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from botorch.acquisition.acquisition import AcquisitionFunction
+from botorch.acquisition.joint_entropy_search import qJointEntropySearch
+from botorch.acquisition.max_value_entropy_search import qLowerBoundMaxValueEntropy, qMaxValueEntropy
+from botorch.acquisition.predictive_entropy_search import qPredictiveEntropySearch
+from botorch.models.model import Model
+from torch import Tensor
+
+from seqbdl.acquisition._random import draw_seed
+from seqbdl.acquisition.context import AcquisitionContext
+from seqbdl.acquisition.draw_entropy import DrawEntropySearch
+from seqbdl.acquisition.draws import function_draws, maximize_draws
+from seqbdl.acquisition.scores import Scorer
+
+
+class MaxValueEntropy(qMaxValueEntropy):
+    """Max-value entropy search (Wang and Jegelka 2017) with given samples of the maximum.
+
+    Args:
+        model: Single-output model.
+        max_values: ``s`` samples of the function's maximum.
+        options: Those of BoTorch's ``qMaxValueEntropy``.
+    """
+
+    def __init__(self, model: Model, max_values: Tensor, like: Tensor, **options: Any) -> None:
+        self._given = max_values.reshape(-1, 1)
+        # The candidate set only serves BoTorch's own sampling of maxima, which is replaced below.
+        super().__init__(model, candidate_set=like, train_inputs=like[:0], **options)
+
+    def _sample_max_values(self, num_samples: int, X_pending: Tensor | None = None) -> None:
+        self.posterior_max_values = self._given
+
+
+class Gibbon(qLowerBoundMaxValueEntropy):
+    """GIBBON (Moss et al. 2021) with given samples of the maximum.
+
+    The repulsion from pending points is computed from ``posterior``, so that any surrogate works, and in the outcomes'
+    own units, so that surrogates which standardize inside get the right correlation.
+    """
+
+    def __init__(self, model: Model, max_values: Tensor, like: Tensor, **options: Any) -> None:
+        self._given = max_values.reshape(-1, 1)
+        super().__init__(model, candidate_set=like, train_inputs=like[:0], **options)
+
+    def _sample_max_values(self, num_samples: int, X_pending: Tensor | None = None) -> None:
+        self.posterior_max_values = self._given
+
+    def _compute_information_gain(self, X: Tensor, mean_M: Tensor, variance_M: Tensor, covar_mM: Tensor) -> Tensor:
+        pending = self.X_pending
+        self.X_pending = None
+        try:
+            gain: Tensor = super()._compute_information_gain(X, mean_M, variance_M, covar_mM)
+        finally:
+            self.X_pending = pending
+        if pending is None or pending.shape[0] == 0:
+            return gain
+        joint = torch.cat([X, pending.expand(*X.shape[:-2], *pending.shape)], dim=-2)
+        posterior = self.model.posterior(joint, observation_noise=True)
+        covariance = posterior.distribution.covariance_matrix
+        variance = covariance[..., 0, 0].clamp_min(1e-12)
+        cross = covariance[..., :1, 1:]
+        block = covariance[..., 1:, 1:]
+        jitter = 1e-8 * block.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True).unsqueeze(-1)
+        block = block + jitter * torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
+        explained = (cross @ torch.linalg.solve(block, cross.transpose(-1, -2)))[..., 0, 0]
+        share = (explained / variance).clamp(max=1.0 - 1e-10)
+        return gain + 0.5 * torch.log1p(-share).unsqueeze(0)
+
+
+def q_mes(context: AcquisitionContext, *, num_optima: int = 16, num_y_samples: int = 128) -> AcquisitionFunction:
+    """Max-value entropy search, Monte Carlo; pending points by fantasies."""
+    scalar = context.scalar()
+    return MaxValueEntropy(
+        scalar.surrogate,
+        scalar.optima(num_optima).values,
+        scalar.some_point(),
+        num_fantasies=16 if context.num_fantasies is None else context.num_fantasies,
+        num_mv_samples=num_optima,
+        num_y_samples=num_y_samples,
+        X_pending=context.X_pending,
+    )
+
+
+def gibbon(context: AcquisitionContext, *, num_optima: int = 16) -> AcquisitionFunction:
+    """A cheap lower bound of max-value entropy search (Moss et al. 2021); batches by repulsion."""
+    scalar = context.scalar()
+    return Gibbon(
+        scalar.surrogate,
+        scalar.optima(num_optima).values,
+        scalar.some_point(),
+        num_mv_samples=num_optima,
+        X_pending=context.X_pending,
+    )
+
+
+def q_jes(
+    context: AcquisitionContext,
+    *,
+    num_optima: int = 16,
+    estimation_type: str = "LB",
+    condition_noiseless: bool = True,
+) -> AcquisitionFunction:
+    """Joint entropy search (Hvarfner et al. 2022; Tu et al. 2022): about the optimum's place and value together."""
+    if estimation_type not in ("LB", "MC"):
+        raise context.error(f'estimation_type={estimation_type!r}; it is "LB" or "MC"')
+    scalar = context.scalar()
+    optima = scalar.optima(num_optima)
+    return qJointEntropySearch(
+        scalar.surrogate,
+        optimal_inputs=optima.inputs,
+        optimal_outputs=optima.outcomes,
+        condition_noiseless=condition_noiseless,
+        estimation_type=estimation_type,
+        num_samples=context.mc_samples,
+        X_pending=context.X_pending,
+    )
+
+
+def q_pes(
+    context: AcquisitionContext, *, num_optima: int = 16, max_ep_iterations: int = 250, ep_jitter: float = 1e-4
+) -> AcquisitionFunction:
+    """Predictive entropy search by expectation propagation (Hernández-Lobato et al. 2014)."""
+    scalar = context.scalar()
+    scalar.need_baseline()
+    return qPredictiveEntropySearch(
+        scalar.surrogate,
+        optimal_inputs=scalar.optima(num_optima).inputs,
+        max_ep_iterations=max_ep_iterations,
+        ep_jitter=ep_jitter,
+        X_pending=context.X_pending,
+    )
+
+
+def draw_entropy_search(
+    context: AcquisitionContext,
+    *,
+    num_draws: int = 256,
+    num_groups: int = 8,
+    about: str = "value",
+    raw_samples: int = 512,
+) -> AcquisitionFunction:
+    """Entropy search straight from function draws: right for posteriors that are far from Gaussian."""
+    if context.X_pending is not None and context.X_pending.shape[0] > 0:
+        raise context.error("cannot take X_pending into account; use qMES, GIBBON or qJES")
+    if about not in ("value", "place"):
+        raise context.error(f'about={about!r}; it is "value" (of the maximum) or "place"')
+    scalar = context.scalar()
+    generator = torch.Generator().manual_seed(context.seed)
+    draws = function_draws(scalar.surrogate, num_draws, generator)
+    points = scalar.spread_points(raw_samples)
+    if scalar.baseline is not None:
+        points = torch.cat([points, scalar.baseline.to(points)])
+    if context.candidates is None:
+        # With hundreds of draws one short ascent each is enough: only the groups of similar optima matter.
+        optima = maximize_draws(
+            draws, scalar.need_bounds(), Scorer(1), draw_seed(generator), num_restarts=1, maxiter=15, start=points
+        )
+        inputs, values = optima.inputs, optima.values
+    else:
+        with torch.no_grad():
+            values, index = draws(points)[..., 0].max(dim=-1)
+        inputs = points[index]
+    with torch.no_grad():
+        some = scalar.some_point()
+        noisy = scalar.surrogate.posterior(some, observation_noise=True).variance
+        noise = (noisy - scalar.surrogate.posterior(some).variance).clamp_min(1e-12).mean()
+    key = values if about == "value" else inputs
+    return DrawEntropySearch(scalar.surrogate, draws, key, noise, num_groups=num_groups, seed=context.seed)
