@@ -1,0 +1,185 @@
+"""The list of problems: registers them with Gymnasium and says what each is and whether it can run here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+
+
+@dataclass(frozen=True)
+class EnvInfo:
+    """One line about a problem.
+
+    Args:
+        id: for `gymnasium.make`.
+        summary: what is decided.
+        available: whether all it needs is installed.
+        install: the command that installs what it needs beyond seqbdl; empty when nothing.
+        arguments: arguments that `gymnasium.make` must be given; empty for almost all.
+    """
+
+    id: str
+    summary: str
+    available: bool
+    install: str = ""
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    summary: str
+    entry_point: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    distribution: str = ""
+    install: str = ""
+    arguments: tuple[str, ...] = ()
+
+
+def _synthetic(summary: str, function: str, **options: Any) -> _Entry:
+    return _Entry(summary, "seqbdl.envs.synthetic:SyntheticEnv", {"function": function, **options})
+
+
+def _table(summary: str, table: str, distribution: str, version: str) -> _Entry:
+    install = f"pip install --no-deps {distribution}=={version}"
+    return _Entry(summary, "seqbdl.envs.pool:MeasuredPoolEnv", {"table": table}, distribution, install)
+
+
+def _bocode(summary: str, table: str) -> _Entry:
+    return _table(summary, table, "bocode", "1.0.1")
+
+
+def _olympus(summary: str, table: str) -> _Entry:
+    return _table(summary, table, "olymp", "0.0.1b0")
+
+
+# Entry points are text, so that importing seqbdl.envs imports neither BoTorch nor scikit-learn.
+_ENTRIES: dict[str, _Entry] = {
+    # Real problems
+    "TuneDigits": _Entry(
+        "tune a neural network that reads digits: 8 mixed hyperparameters",
+        "seqbdl.envs.tuning:TuneNetworkEnv",
+        {"dataset": "digits"},
+    ),
+    "TuneBreastCancer": _Entry(
+        "tune a neural network that diagnoses tumours: 8 mixed hyperparameters",
+        "seqbdl.envs.tuning:TuneNetworkEnv",
+        {"dataset": "breast_cancer"},
+    ),
+    "TuneWine": _Entry(
+        "tune a neural network that recognizes wines: 8 mixed hyperparameters",
+        "seqbdl.envs.tuning:TuneNetworkEnv",
+        {"dataset": "wine"},
+    ),
+    "AirfoilDrag": _Entry(
+        "shape an airfoil for little drag at a required lift: 18-d, 4 constraints",
+        "seqbdl.envs.airfoil:AirfoilDragEnv",
+        distribution="neuralfoil",
+        install="pip install neuralfoil==0.3.3",
+    ),
+    "LowNoxBurner": _Entry(
+        "run a gas burner with little nitric oxide: 4-d, 2 constraints, flames that go out",
+        "seqbdl.envs.burner:LowNoxBurnerEnv",
+        distribution="cantera",
+        install="pip install cantera==3.2.0",
+    ),
+    # Measured tables
+    "DiabetesPool": _Entry("442 patients, find the fastest progression: 10-d pool", "seqbdl.envs.pool:DiabetesPoolEnv"),
+    "CrossedBarrel": _bocode("600 printed structures, find the toughest: 4-d pool with replicates", "CrossedBarrel"),
+    "AgNP": _bocode("164 silver nanoparticle recipes, match a spectrum: 5-d pool with replicates", "AgNP"),
+    "Perovskite": _bocode("94 perovskite mixtures, find the most stable: 3-d pool", "Perovskite"),
+    "HPLC": _olympus("1386 settings of a chromatograph, find the largest peak: 6-d pool", "HPLC"),
+    "PhotoPCE10": _olympus("1040 solar-cell blends, find the most stable: 4-d pool", "PhotoPCE10"),
+    "PhotoWF3": _olympus("1040 solar-cell blends, find the most stable: 4-d pool", "PhotoWF3"),
+    "TablePool": _Entry(
+        "your own table of measurements as a pool",
+        "seqbdl.envs.pool:TablePoolEnv",
+        arguments=("table", "target"),
+    ),
+    # Formulas with many inputs
+    "NetworkDraw": _Entry("a random network of 400 inputs", "seqbdl.envs.synthetic:NetworkDrawEnv"),
+    "EmbeddedHartmann6": _Entry("60 inputs of which six matter", "seqbdl.envs.synthetic:EmbeddedHartmannEnv"),
+    "PestControl": _Entry("25 categorical choices of a pesticide", "seqbdl.envs.pest:PestControlEnv"),
+    # Classical formulas
+    "Ackley2": _synthetic("Ackley, 2-d: many local optima around one deep one", "Ackley", dim=2),
+    "Ackley5": _synthetic("Ackley, 5-d", "Ackley", dim=5),
+    "Ackley10": _synthetic("Ackley, 10-d", "Ackley", dim=10),
+    "Ackley60": _synthetic("Ackley, 60-d", "Ackley", dim=60),
+    "AckleyMixed": _synthetic("Ackley with 50 binary and 3 continuous inputs", "AckleyMixed", dim=53),
+    "Beale": _synthetic("Beale, 2-d: a flat valley with steep corners", "Beale"),
+    "Branin": _synthetic("Branin, 2-d: three equal optima", "Branin"),
+    "Bukin": _synthetic("Bukin, 2-d: a narrow bent ridge", "Bukin"),
+    "Cosine8": _synthetic("cosine mixture, 8-d", "Cosine8"),
+    "DixonPrice5": _synthetic("Dixon-Price, 5-d: a valley", "DixonPrice", dim=5),
+    "DropWave": _synthetic("drop wave, 2-d: rings", "DropWave"),
+    "EggHolder": _synthetic("egg holder, 2-d: optimum in a corner of many", "EggHolder"),
+    "Griewank5": _synthetic("Griewank, 5-d: a bowl with ripples", "Griewank", dim=5),
+    "Hartmann3": _synthetic("Hartmann, 3-d: four local optima", "Hartmann", dim=3),
+    "Hartmann6": _synthetic("Hartmann, 6-d: six local optima", "Hartmann", dim=6),
+    "HolderTable": _synthetic("Holder table, 2-d: four equal corners", "HolderTable"),
+    "Levy5": _synthetic("Levy, 5-d: wavy", "Levy", dim=5),
+    "Levy10": _synthetic("Levy, 10-d: wavy", "Levy", dim=10),
+    "Michalewicz5": _synthetic("Michalewicz, 5-d: steep valleys", "Michalewicz", dim=5),
+    "Michalewicz10": _synthetic("Michalewicz, 10-d: steep valleys", "Michalewicz", dim=10),
+    "Powell8": _synthetic("Powell, 8-d: a singular valley", "Powell", dim=8),
+    "Rastrigin5": _synthetic("Rastrigin, 5-d: a grid of local optima", "Rastrigin", dim=5),
+    "Rosenbrock5": _synthetic("Rosenbrock, 5-d: a bent valley", "Rosenbrock", dim=5),
+    "Rosenbrock10": _synthetic("Rosenbrock, 10-d: a bent valley", "Rosenbrock", dim=10),
+    "Shekel": _synthetic("Shekel, 4-d: ten narrow holes", "Shekel"),
+    "SixHumpCamel": _synthetic("six-hump camel, 2-d", "SixHumpCamel"),
+    "StyblinskiTang5": _synthetic("Styblinski-Tang, 5-d", "StyblinskiTang", dim=5),
+    "ThreeHumpCamel": _synthetic("three-hump camel, 2-d", "ThreeHumpCamel"),
+    # With constraints
+    "ConstrainedGramacy": _synthetic("Gramacy's toy, 2-d, 2 constraints", "ConstrainedGramacy"),
+    "ConstrainedHartmann6": _synthetic("Hartmann, 6-d, 1 constraint", "ConstrainedHartmann", dim=6),
+    "PressureVessel": _synthetic("cheapest pressure vessel, 4-d, 4 constraints", "PressureVessel"),
+    "SpeedReducer": _synthetic("lightest speed reducer, 7-d, 11 constraints", "SpeedReducer"),
+    "TensionCompressionString": _synthetic("lightest spring, 3-d, 4 constraints", "TensionCompressionString"),
+    "WeldedBeam": _synthetic("cheapest welded beam, 4-d, 6 constraints", "WeldedBeamSO"),
+    # With several objectives
+    "BraninCurrin": _synthetic("Branin and Currin, 2-d, 2 objectives", "BraninCurrin"),
+    "CarSideImpact": _synthetic("a car's side impact, 7-d, 4 objectives", "CarSideImpact"),
+    "ConstrainedBraninCurrin": _synthetic("Branin and Currin, 2 objectives, 1 constraint", "ConstrainedBraninCurrin"),
+    "C2DTLZ2": _synthetic("DTLZ2, 4-d, 2 objectives, 1 constraint", "C2DTLZ2", dim=4, num_objectives=2),
+    "DTLZ1": _synthetic("DTLZ1, 5-d, 2 objectives", "DTLZ1", dim=5, num_objectives=2),
+    "DTLZ2": _synthetic("DTLZ2, 6-d, 2 objectives: a quarter circle", "DTLZ2", dim=6, num_objectives=2),
+    "DTLZ5": _synthetic("DTLZ5, 20-d, 3 objectives", "DTLZ5", dim=20, num_objectives=3),
+    "Penicillin": _synthetic("a fermentation, 7-d, 3 objectives", "Penicillin"),
+    "VehicleSafety": _synthetic("a vehicle's crash safety, 5-d, 3 objectives", "VehicleSafety"),
+    "ZDT1": _synthetic("ZDT1, 6-d, 2 objectives: a convex front", "ZDT1", dim=6, num_objectives=2),
+    "ZDT2": _synthetic("ZDT2, 6-d, 2 objectives: a concave front", "ZDT2", dim=6, num_objectives=2),
+    "ZDT3": _synthetic("ZDT3, 6-d, 2 objectives: a broken front", "ZDT3", dim=6, num_objectives=2),
+}
+
+
+def env_id(name: str) -> str:
+    """`seqbdl/Name-v0`."""
+    return f"seqbdl/{name}-v0"
+
+
+def register_all() -> None:
+    """Tell Gymnasium of every problem; harmless when done before."""
+    for name, entry in _ENTRIES.items():
+        if env_id(name) not in gymnasium.registry:
+            gymnasium.register(env_id(name), entry_point=entry.entry_point, kwargs=dict(entry.kwargs))
+
+
+def list_envs() -> list[EnvInfo]:
+    """Every problem of this package, whether or not what it needs is installed."""
+    return [
+        EnvInfo(env_id(name), e.summary, _installed(e.distribution), e.install, e.arguments)
+        for name, e in _ENTRIES.items()
+    ]
+
+
+def _installed(distribution: str) -> bool:
+    if not distribution:
+        return True
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
