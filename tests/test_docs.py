@@ -1,0 +1,51 @@
+"""Every Python block of the documentation runs, top to bottom, one namespace per page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqbdl.surrogates import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Line numbers and texts of the Python blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in BLOCK.finditer(text)]
+
+
+def execute(page: Path, namespace: dict[str, Any]) -> dict[str, Any]:
+    for line, code in blocks(page):
+        # Leading newlines make tracebacks point at the line of the page.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page registers is gone afterwards."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, clean_registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute(page, {"__name__": "__docs__"})
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_example_surrogate_takes_less_than_a_hundred_lines() -> None:
+    _, code = blocks(ROOT / "docs" / "add-a-surrogate.md")[0]
+    assert len(code.splitlines()) < 100
