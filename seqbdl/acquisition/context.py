@@ -23,6 +23,7 @@ from torch import Tensor
 
 from seqbdl.acquisition._random import sobol_points
 from seqbdl.acquisition.draws import Optima, optimal_samples
+from seqbdl.acquisition.outputs import OutputView
 from seqbdl.acquisition.scores import Constraint, as_mc_objective, check_output_index, violation, with_optional_inputs
 from seqbdl.errors import InvalidOptionError
 
@@ -121,8 +122,9 @@ class AcquisitionContext:
         index = check_output_index(self.objective, self.surrogate.num_outputs)
         if self.surrogate.num_outputs == 1:
             return replace(self, objective=None)
-        # The subset need not know its training inputs: keep those found on the whole surrogate.
-        return replace(self, surrogate=self.surrogate.subset_output([index]), objective=None, X_baseline=self.baseline)
+        return replace(
+            self, surrogate=select_outputs(self.surrogate, [index]), objective=None, X_baseline=self.baseline
+        )
 
     def scalar_if_possible(self) -> AcquisitionContext:
         """:meth:`scalar` for a plain output index, else the context itself."""
@@ -247,6 +249,11 @@ class AcquisitionContext:
             candidates=self.candidates,
             start=self.baseline,
         )
+
+
+def select_outputs(model: Model, indices: list[int]) -> Model:
+    """Those outputs as a model that can fantasize."""
+    return OutputView(model, indices) if hasattr(model, "sample_functions") else model.subset_output(indices)
 
 
 def observed_inputs(model: Model) -> Tensor | None:

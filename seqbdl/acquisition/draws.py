@@ -26,9 +26,29 @@ Encode = Callable[[Tensor], Tensor]
 class Draws(Protocol):
     """n functions: ``draws(X)`` maps ``batch x q x d`` to ``n x batch x q x m``."""
 
-    def __call__(self, X: Tensor) -> Tensor: ...
+    def __call__(self, X: Tensor, /) -> Tensor: ...
 
     def __len__(self) -> int: ...
+
+
+class FunctionSource(Protocol):
+    """What draws functions: a surrogate."""
+
+    def sample_functions(self, n: int, generator: torch.Generator | None = None) -> Draws: ...
+
+
+class SelectedDraws:
+    """Chosen outputs of function draws."""
+
+    def __init__(self, draws: Draws, indices: Sequence[int]) -> None:
+        self._draws = draws
+        self._indices = list(indices)
+
+    def __call__(self, X: Tensor) -> Tensor:
+        return self._draws(X)[..., self._indices]
+
+    def __len__(self) -> int:
+        return len(self._draws)
 
 
 class _MatheronDraws:

@@ -6,7 +6,7 @@ space, where a Gumbel fit to marginals on a grid pretends that points are indepe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
@@ -16,11 +16,10 @@ from botorch.acquisition.predictive_entropy_search import qPredictiveEntropySear
 from botorch.models.model import Model
 from torch import Tensor
 
-from seqbdl.acquisition._random import draw_seed
+from seqbdl.acquisition._random import sobol_points
 from seqbdl.acquisition.context import AcquisitionContext
 from seqbdl.acquisition.draw_entropy import DrawEntropySearch
-from seqbdl.acquisition.draws import function_draws, maximize_draws
-from seqbdl.acquisition.scores import Scorer
+from seqbdl.acquisition.draws import Draws, function_draws
 
 
 class MaxValueEntropy(qMaxValueEntropy):
@@ -158,21 +157,35 @@ def draw_entropy_search(
     generator = torch.Generator().manual_seed(context.seed)
     draws = function_draws(scalar.surrogate, num_draws, generator)
     points = scalar.spread_points(raw_samples)
-    if scalar.baseline is not None:
+    if scalar.baseline is not None and context.candidates is None:
         points = torch.cat([points, scalar.baseline.to(points)])
-    if context.candidates is None:
-        # With hundreds of draws one short ascent each is enough: only the groups of similar optima matter.
-        optima = maximize_draws(
-            draws, scalar.need_bounds(), Scorer(1), draw_seed(generator), num_restarts=1, maxiter=15, start=points
-        )
-        inputs, values = optima.inputs, optima.values
-    else:
-        with torch.no_grad():
-            values, index = draws(points)[..., 0].max(dim=-1)
-        inputs = points[index]
+    inputs, values = _roughly_maximize(draws, points, None if context.candidates is not None else scalar.need_bounds())
     with torch.no_grad():
         some = scalar.some_point()
         noisy = scalar.surrogate.posterior(some, observation_noise=True).variance
         noise = (noisy - scalar.surrogate.posterior(some).variance).clamp_min(1e-12).mean()
     key = values if about == "value" else inputs
     return DrawEntropySearch(scalar.surrogate, draws, key, noise, num_groups=num_groups, seed=context.seed)
+
+
+def _roughly_maximize(draws: Draws, points: Tensor, bounds: Tensor | None, rounds: int = 3) -> tuple[Tensor, Tensor]:
+    """Maximizers ``n x d`` and maxima ``n`` of many draws, good enough to group them: all draws share all trial points.
+
+    Args:
+        draws: ``n`` functions with one output.
+        points: ``N x d`` first trial points.
+        bounds: ``2 x d``; given, later rounds try points nearer and nearer to the maximizers found so far.
+        rounds: Of nearer points.
+    """
+    with torch.no_grad():
+        values, index = draws(points)[..., 0].max(dim=-1)
+        inputs = points[index]
+        for i in range(0 if bounds is None else rounds):
+            box = cast(Tensor, bounds)
+            step = sobol_points(box, inputs.shape[0], seed=i).squeeze(-2) - box.mean(dim=0)
+            near = torch.minimum(torch.maximum(inputs + step * 0.3 ** (i + 1), box[0]), box[1])
+            found, index = draws(near)[..., 0].max(dim=-1)
+            better = found > values
+            values = torch.where(better, found, values)
+            inputs = torch.where(better.unsqueeze(-1), near[index], inputs)
+    return inputs, values

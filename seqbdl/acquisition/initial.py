@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from botorch.models.model import Model
 from botorch.utils.sampling import get_polytope_samples
 from torch import Tensor
 
@@ -88,7 +89,7 @@ def one_shot_batches(view: SearchView, raw: Tensor, q: int, generator: torch.Gen
     """
     n, total, d = raw.shape
     pool = raw.reshape(-1, d)[: max(512, total)]
-    model = view.acqf.model
+    model = base_model(view)
     with torch.no_grad():
         inputs = pool if view.encode is None else view.encode(pool)
         means = torch.cat([model.posterior(part.unsqueeze(-2)).mean[..., 0, :] for part in inputs.split(512)])
@@ -108,9 +109,14 @@ def one_shot_batches(view: SearchView, raw: Tensor, q: int, generator: torch.Gen
     return result
 
 
+def base_model(view: SearchView) -> Model:
+    """The surrogate itself, where the acquisition function works on a fantasized one."""
+    return cast(Model, getattr(view.acqf, "_init_model", view.acqf.model))
+
+
 def good_observed(view: SearchView, columns: Columns, limit: int = 5) -> Tensor | None:
     """Observed points with the largest posterior mean, where search coordinates are the surrogate's own."""
-    model = view.acqf.model
+    model = base_model(view)
     observed = None if view.encode is not None else observed_inputs(model)
     if observed is None or observed.shape[0] == 0 or observed.shape[-1] != columns.bounds.shape[-1]:
         return None

@@ -16,7 +16,8 @@ from botorch.sampling.normal import SobolQMCNormalSampler
 from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
 from torch import Tensor
 
-from seqbdl.acquisition.context import AcquisitionContext
+from seqbdl.acquisition.context import AcquisitionContext, select_outputs
+from seqbdl.acquisition.scores import check_output_index
 
 
 def q_log_ehvi(context: AcquisitionContext, *, eta: float = 1e-3, fat: bool = True) -> AcquisitionFunction:
@@ -85,7 +86,7 @@ def q_log_nparego(
 
 
 def q_hvkg(context: AcquisitionContext, *, num_pareto: int = 5) -> AcquisitionFunction:
-    """Hypervolume knowledge gradient (Daulton et al. 2023), one-shot; every objective is its own model."""
+    """Hypervolume knowledge gradient (Daulton et al. 2023), one-shot, all objectives observed together."""
     if context.constraints:
         raise context.error("does not take outcome constraints; use qLogNEHVI")
     ref_point = context.reference_point()
@@ -95,12 +96,14 @@ def q_hvkg(context: AcquisitionContext, *, num_pareto: int = 5) -> AcquisitionFu
     if context.objective is not None and not isinstance(context.objective, (list, tuple)):
         raise context.error("takes objective=[output indices] only")
     model = context.surrogate
+    # Views fantasize all outputs jointly: the same base samples give each of them the same fantasies.
+    joint = hasattr(model, "sample_functions")
     if not isinstance(model, ModelList):
-        model = ModelList(*[context.surrogate.subset_output([int(i)]) for i in indices])
+        chosen = [check_output_index(int(i), model.num_outputs) for i in indices]
+        model = ModelList(*[select_outputs(model, [i]) for i in chosen])
     fantasies = 8 if context.num_fantasies is None else context.num_fantasies
-    # The fantasies' posterior is a list with one entry per objective, so the sampler is one too.
     samplers = [
-        SobolQMCNormalSampler(sample_shape=torch.Size([fantasies]), seed=context.seed + i)
+        SobolQMCNormalSampler(sample_shape=torch.Size([fantasies]), seed=context.seed + (0 if joint else i))
         for i in range(model.num_outputs)
     ]
     return qHypervolumeKnowledgeGradient(
