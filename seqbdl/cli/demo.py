@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from seqbdl.cli.plots import race_figure
 from seqbdl.cli.race import RANDOM, Evaluation, Task, Trace, available_cores, race
 from seqbdl.cli.report import Report, Section, Table, embed, format_number, versions
-from seqbdl.cli.summary import RaceResult, summarize, table, verdict
+from seqbdl.cli.summary import Goal, RaceResult, summarize, table, verdict
+from seqbdl.envs import list_envs
 
 POOL_SEED = 10_000  # the extra random evaluations use seeds from here on, far from those of the runs
 
@@ -56,6 +57,7 @@ class DemoResult:
 
     race: RaceResult
     traces: tuple[Trace, ...]
+    goal: Goal
     headline: tuple[str, ...]
     report: Path
     seconds: float
@@ -72,7 +74,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     settings.out.mkdir(parents=True, exist_ok=True)
     log = settings.out / "log.txt"
     log.write_text("", encoding="utf-8")
-    label, description = _describe(settings)
+    goal, description = _describe(settings)
     console.print(f"[bold]{settings.env_id}[/]: {description}")
     tasks = _tasks(settings, start + settings.time_limit)
     workers = settings.workers or min(available_cores(), 8, len(tasks))
@@ -81,31 +83,31 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         f"{', '.join(settings.surrogates)} and {RANDOM}: {runs}, {settings.budget} evaluations a run, the first "
         f"{settings.initial} shared (Sobol). {workers} processes."
     )
-    finished = _watch(tasks, settings, workers, log, console)
+    finished = _watch(tasks, settings, workers, goal, console)
     traces = tuple(trace for trace in finished if trace.task.seed < POOL_SEED)
     result = summarize(traces, _random_values(finished, settings.initial), settings.initial)
     seconds = time.time() - start
-    headline = tuple(verdict(result, label))
-    figure = race_figure(traces, result, settings.initial, label)
+    headline = tuple(verdict(result, goal))
+    figure = race_figure(traces, result, settings.initial, goal)
     figure.savefig(settings.out / "race.png", dpi=130)
     report = Report(
         title=f"Bayesian optimization against random search: {settings.env_id}",
         subtitle=description,
         headline=headline,
-        sections=_sections(result, traces, embed(figure), label),
+        sections=_sections(result, traces, embed(figure), goal),
         provenance=[*versions(), f"{workers} processes, {seconds:.0f} s in all", time.strftime("%Y-%m-%d %H:%M")],
     ).write(settings.out / "report.html")
     _write_tables(settings.out, finished, result, headline)
-    return DemoResult(result, traces, headline, report, seconds)
+    return DemoResult(result, traces, goal, headline, report, seconds)
 
 
-def _describe(settings: DemoSettings) -> tuple[str, str]:
-    """The name of the outcome and what the problem is, in its own words."""
+def _describe(settings: DemoSettings) -> tuple[Goal, str]:
+    """The outcome, and what the problem is in its own words."""
     env = gymnasium.make(settings.env_id, **settings.env_options)
     names = getattr(env.unwrapped, "outcome_names", ())
-    lines = (type(env.unwrapped).__doc__ or settings.env_id).strip().split("\n\n")[0].split()
+    known = {info.id: info.summary for info in list_envs()}
     env.close()
-    return (str(names[0]).replace("_", " ") if names else "reward"), " ".join(lines)
+    return Goal.named(str(names[0])) if names else Goal("reward"), known.get(settings.env_id, settings.env_id)
 
 
 def _tasks(settings: DemoSettings, deadline: float) -> list[Task]:
@@ -120,7 +122,7 @@ def _tasks(settings: DemoSettings, deadline: float) -> list[Task]:
     return tasks
 
 
-def _watch(tasks: Sequence[Task], settings: DemoSettings, workers: int, log: Path, console: Console) -> list[Trace]:
+def _watch(tasks: Sequence[Task], settings: DemoSettings, workers: int, goal: Goal, console: Console) -> list[Trace]:
     """Run everything under live bars, one for every method."""
     progress = Progress(
         TextColumn("{task.description:<14}"),
@@ -141,14 +143,14 @@ def _watch(tasks: Sequence[Task], settings: DemoSettings, workers: int, log: Pat
         method, seed = key
         if seed < POOL_SEED:  # the bar of random search shows its best within the budget that the others have
             best[method] = max(best.get(method, float("-inf")), evaluation.value)
-        progress.update(bars[method], advance=1, best=format_number(best.get(method)))
+        progress.update(bars[method], advance=1, best=goal.show(best.get(method)))
 
     finished = []
     with progress:
-        for trace in race(tasks, settings.initial, workers, on_evaluation, log):
+        for trace in race(tasks, settings.initial, workers, on_evaluation, settings.out / "log.txt"):
             finished.append(trace)
             if trace.task.seed < POOL_SEED:
-                final = format_number(trace.best_so_far()[-1])
+                final = goal.show(trace.best_so_far()[-1])
                 early = "" if len(trace.evaluations) == trace.task.budget else ", stopped by the time limit"
                 progress.console.print(
                     f"  {trace.task.method}, seed {trace.task.seed}: best {final} after "
@@ -167,24 +169,30 @@ def _random_values(traces: Sequence[Trace], initial: int) -> list[float]:
     return values
 
 
-def _sections(result: RaceResult, traces: Sequence[Trace], image: str, label: str) -> list[Section]:
+def _sections(result: RaceResult, traces: Sequence[Trace], image: str, goal: Goal) -> list[Section]:
     winners = []
     for item in result.methods:
         runs = [trace for trace in traces if trace.task.method == item.method]
         every = [e for trace in runs for e in trace.evaluations[: result.evaluations]]
         winners.append((item.method, max(every, key=lambda e: e.value)))
-    names = list(winners[0][1].point)
-    rows = [[method, format_number(e.value), *(_cell(e.point[name]) for name in names)] for method, e in winners]
+    names, extra = list(winners[0][1].point), list(winners[0][1].extra)
+    titles = [goal.label, *(key.replace("_", " ") for key in extra)]
+    rows = [
+        [method, goal.show(e.value), *(format_number(e.extra.get(key)) for key in extra)]
+        + [_cell(e.point[name]) for name in names]
+        for method, e in winners
+    ]
     return [
         Section("The race", image=image),
         Section(
             "In numbers",
-            f"All methods share the initial design of a seed. Higher {label} is better. “Random needs” is the mean "
-            f"number of random evaluations until one is as good as the method's median, estimated from "
-            f"{len(result.pool)} independent random evaluations.",
-            table=table(result),
+            f"All methods share the initial design of a seed. The {goal.label} ({goal.better}) is the median of the best "
+            f"values of {result.seeds} runs after {result.evaluations} evaluations. “Matches at”: the evaluation at which "
+            f"a method was as good as random search in the end. “Random needs”: the mean number of random evaluations "
+            f"until one is as good as the method's median, estimated from {len(result.pool)} independent ones.",
+            table=table(result, goal),
         ),
-        Section("The best configuration of each method", table=Table(["method", label, *names], rows, marked=[0])),
+        Section("The best configuration of each method", table=Table(["method", *titles, *names], rows, marked=[0])),
     ]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -44,8 +47,6 @@ def _fail(message: str) -> NoReturn:
 
 
 def _escape(text: str) -> str:
-    from rich.markup import escape
-
     return escape(" ".join(text.split()))
 
 
@@ -89,7 +90,7 @@ def demo(
     settings = DemoSettings(out=out)
     if quick:
         settings = replace(settings, budget=8, initial=5, seeds=1, random_pool=10, time_limit=120.0)
-    given = {
+    given: dict[str, Any] = {
         "budget": budget,
         "initial": initial,
         "seeds": seeds,
@@ -115,7 +116,7 @@ def _print_race(result: object, console: Console) -> None:
     from seqbdl.cli.summary import table
 
     assert isinstance(result, DemoResult)
-    content = table(result.race)
+    content = table(result.race, result.goal)
     shown = Table(title=f"After {result.race.evaluations} evaluations, {result.race.seeds} seed(s)")
     for index, column in enumerate(content.columns):
         shown.add_column(column, justify="right" if content.is_number(index) else "left")
@@ -164,11 +165,14 @@ def envs(form: FormatOption = Format.table) -> None:
     """List the decision problems that come with the package."""
     from seqbdl.envs import list_envs
 
-    rows = [
-        {"id": info.id, "summary": info.summary, "available": info.available, "install": info.install or ""}
-        for info in list_envs()
-    ]
-    _listing(rows, "Environments", form)
+    known = list_envs()
+    if form is Format.json:
+        _listing([asdict(info) for info in known], "Environments", form)
+        return
+    missing = {info.id: f" [needs: {info.install}]" for info in known if not info.available}
+    _listing(
+        [{"id": info.id, "summary": info.summary + missing.get(info.id, "")} for info in known], "Environments", form
+    )
 
 
 def _first_sentence(text: str | None) -> str:
@@ -176,15 +180,15 @@ def _first_sentence(text: str | None) -> str:
     return paragraph
 
 
-def _listing(rows: list[dict[str, object]], title: str, form: Format) -> None:
+def _listing(rows: Sequence[Mapping[str, object]], title: str, form: Format) -> None:
     if form is Format.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD)
     for key in rows[0] if rows else ():
         table.add_column(key, no_wrap=key in ("name", "id"))
     for row in rows:
-        table.add_row(*("yes" if cell is True else "no" if cell is False else str(cell) for cell in row.values()))
+        table.add_row(*(escape(str(cell)) for cell in row.values()))
     _console().print(table)
 
 

@@ -18,19 +18,32 @@ from typing import Any, Protocol
 import gymnasium
 import torch
 
-from seqbdl.loops import BayesOptLoop, Space
+import seqbdl.envs  # noqa: F401  (registers the environments, in every worker)
+from seqbdl.loops.bayes_opt import BayesOptLoop
+from seqbdl.loops.space import Space
 
 RANDOM = "random search"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated point: the reward, what it is without noise if known, and the seconds spent to choose it."""
+    """One evaluated point.
+
+    Attributes:
+        point: Where.
+        reward: What was measured, to be maximized.
+        true_value: The reward without noise, where the problem knows it.
+        seconds: Spent to choose the point.
+        failure: Why there is no outcome (the reward is then the problem's penalty); `None` when there is one.
+        extra: Further numbers that the problem tells, such as a score on held-out data.
+    """
 
     point: Mapping[str, Any]
     reward: float
     true_value: float | None
     seconds: float
+    failure: str | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -109,12 +122,13 @@ def run_task(task: Task, queue: _Queue | None = None) -> Trace:
     loop = make_loop(task, space)
     done = list(task.initial or ())
     if done:
-        loop.tell([evaluation.point for evaluation in done], [evaluation.reward for evaluation in done])
+        for evaluation in done:
+            _tell(loop, evaluation)
     while len(done) < task.budget and (task.deadline is None or time.time() < task.deadline):
         asked = time.perf_counter()
         point = loop.ask()
         evaluation = _evaluate(env, space, point, time.perf_counter() - asked)
-        loop.tell(point, evaluation.reward)
+        _tell(loop, evaluation)
         done.append(evaluation)
         if queue is not None:
             queue.put((task.key, evaluation))
@@ -125,7 +139,22 @@ def run_task(task: Task, queue: _Queue | None = None) -> Trace:
 def _evaluate(env: gymnasium.Env[Any, Any], space: Space, point: Mapping[str, Any], seconds: float) -> Evaluation:
     _, reward, _, _, info = env.step(space.to_action(point))
     true_value = info.get("true_value")
-    return Evaluation(dict(point), float(reward), None if true_value is None else float(true_value), seconds)
+    extra = {key: float(value) for key, value in info.items() if isinstance(value, float) and key != "true_value"}
+    return Evaluation(
+        point=dict(point),
+        reward=float(reward),
+        true_value=None if true_value is None else float(true_value),
+        seconds=seconds,
+        failure=str(info.get("reason", "failed")) if info.get("failed") else None,
+        extra=extra,
+    )
+
+
+def _tell(loop: BayesOptLoop, evaluation: Evaluation) -> None:
+    if evaluation.failure is None:
+        loop.tell(evaluation.point, evaluation.reward)
+    else:
+        loop.tell(evaluation.point, failed=True, reason=evaluation.failure)
 
 
 def available_cores() -> int:

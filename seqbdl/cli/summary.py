@@ -11,6 +11,26 @@ from seqbdl.cli.report import Table, format_number
 
 
 @dataclass(frozen=True)
+class Goal:
+    """How an outcome is shown: a reward named `-loss` is read as `loss`, where less is better."""
+
+    label: str
+    sign: float = 1.0
+
+    @classmethod
+    def named(cls, name: str) -> Goal:
+        name = name.replace("_", " ").strip()
+        return cls(name[1:].strip(), -1.0) if name.startswith(("-", "−")) else cls(name)
+
+    @property
+    def better(self) -> str:
+        return "higher is better" if self.sign > 0 else "lower is better"
+
+    def show(self, value: float | None) -> str:
+        return format_number(None if value is None else self.sign * value)
+
+
+@dataclass(frozen=True)
 class RandomNeed:
     """How many evaluations random search needs, on average, to be as good as a target.
 
@@ -125,7 +145,7 @@ def _first(curve: Sequence[float], target: float) -> int | None:
     return next((count for count, value in enumerate(curve, 1) if value >= target), None)
 
 
-def table(result: RaceResult) -> Table:
+def table(result: RaceResult, goal: Goal) -> Table:
     """One row for every method, best first."""
     rows = []
     for item in result.methods:
@@ -134,8 +154,8 @@ def table(result: RaceResult) -> Table:
         rows.append(
             [
                 item.method,
-                format_number(item.median),
-                f"{format_number(min(item.finals))} … {format_number(max(item.finals))}",
+                goal.show(item.median),
+                f"{goal.show(min(item.finals))} … {goal.show(max(item.finals))}",
                 "–" if is_random else f"{item.wins} of {result.seeds}",
                 "–" if is_random or not reached else format_number(statistics.median(reached)),
                 "–" if is_random else str(item.need),
@@ -144,25 +164,25 @@ def table(result: RaceResult) -> Table:
         )
     columns = (
         "method",
-        "best, median",
-        "worst … best seed",
-        "seeds better than random",
-        "evaluations to match random's best",
-        "random needs, evaluations",
-        "s per choice",
+        goal.label,
+        "worst … best",
+        "beats random",
+        "matches at",
+        "random needs",
+        "s/choice",
     )
     return Table(columns, rows, marked=[0])
 
 
-def verdict(result: RaceResult, what: str) -> list[str]:
+def verdict(result: RaceResult, goal: Goal) -> list[str]:
     """Sentences that say whether model-based search was better than random search, and by how much."""
     best = max(result.surrogates, key=lambda item: item.median)
     random = result.random
     over = f"median of {result.seeds} seeds" if result.seeds > 1 else "one seed"
-    reached, usual = format_number(best.median), format_number(random.median)
+    reached, usual = goal.show(best.median), goal.show(random.median)
     lines = [
-        f"After {result.evaluations} evaluations {best.method} reached a {what} of {reached} ({over}); "
-        f"random search reached {usual}."
+        f"After {result.evaluations} evaluations {best.method} reached a {goal.label} of {reached} ({over}); "
+        f"random search reached {usual} ({goal.better})."
     ]
     if best.median > random.median:
         lines.append(f"To reach what {best.method} found, random search needs {best.need.sentence()}.")
@@ -173,7 +193,7 @@ def verdict(result: RaceResult, what: str) -> list[str]:
     elif others:
         lines.append(f"Better than random search: {', '.join(better)}. Not better: {', '.join(others)}.")
     else:
-        count = f"All {len(better)} surrogates" if len(better) > 1 else "It"
+        count = {1: "It", 2: "Both surrogates"}.get(len(better), f"All {len(better)} surrogates")
         wins = sum(item.wins for item in result.surrogates)
         runs = result.seeds * len(result.surrogates)
         lines.append(f"{count} beat random search in the median, and in {wins} of {runs} single runs.")
