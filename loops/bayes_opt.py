@@ -1,0 +1,478 @@
+"""Bayesian optimization as a memory that is asked and told."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from botorch.utils.multi_objective.pareto import is_non_dominated
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, ShapeError, StateError
+from seqbdl.loops.history import COMPLETE, FAILED, NAN, PARTIAL, History, Record
+from seqbdl.loops.outcomes import OutcomeSpec, Told
+from seqbdl.loops.parameters import Value
+from seqbdl.loops.proposals import (
+    DESIGNS,
+    AcquisitionFactory,
+    Request,
+    SpaceExhaustedError,
+    check_acquisition,
+    choose_acquisition,
+    propose,
+)
+from seqbdl.loops.space import Point, Space
+from seqbdl.loops.telling import Trial, read_trials
+from seqbdl.serialization import generator_state
+from seqbdl.surrogates import Surrogate, make_surrogate
+
+STATE_VERSION = 1
+
+
+class BayesOptLoop:
+    """Ask for points, tell what came of them; a surrogate and an acquisition function choose the next ones.
+
+    Points are dictionaries in the user's names and units; outcomes are in the user's units and direction. Points that
+    were asked and not yet told are pending: later asks take them into account.
+
+    Args:
+        space: A :class:`Space`.
+        surrogate: A registered name, or an instance for ``space.dim`` inputs and one output per outcome and constraint.
+        acquisition: A name of :func:`seqbdl.acquisition.list_acquisitions`; ``"auto"`` (``qLogNEI``; ``qLogNEHVI`` for
+            several outcomes; Thompson sampling for batches over 20); ``"thompson"``; ``"random"`` or ``"sobol"``, which
+            use no surrogate; or a callable ``(surrogate, AcquisitionContext) -> AcquisitionFunction``. Finite spaces
+            (candidates, or up to 4096 points) are searched by evaluating every point.
+        objective: ``"maximize"`` or ``"minimize"``; for several outcomes also one per outcome.
+        num_outcomes: How many outcomes are optimized.
+        constraints: Number of outcome constraints, or their names; feasible when at most 0. The surrogate models them.
+        outcome_names: Names of the outcomes.
+        initial: Points of the initial Sobol design, told points included; by default ``max(5, min(2 p, 20))`` for ``p``
+            parameters. Without two complete trials the design goes on.
+        refit: ``"every"`` change of the data, every ``k`` new trials (updates in between), or ``"update"``: fit once,
+            then let the posterior become the prior.
+        noise: Known variance of the observation noise, in squared units of the outcome; ``None``: learned.
+        replicates: Whether a point may be asked twice.
+        ref_point: For several outcomes, in the user's units and directions: where the hypervolume is measured from.
+        seed: Of everything random.
+        surrogate_options: For :func:`seqbdl.make_surrogate`.
+        acquisition_options: For :func:`seqbdl.acquisition.make_acquisition`.
+        optimizer_options: For :func:`seqbdl.acquisition.optimize_acquisition` (with Thompson sampling:
+            ``thompson_continuous``), such as ``num_restarts`` and ``raw_samples``.
+
+    Raises:
+        UnknownNameError: No surrogate or acquisition function has that name.
+        InvalidOptionError: Settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        surrogate: str | Surrogate = "gp",
+        acquisition: str | AcquisitionFactory = "auto",
+        *,
+        objective: str | Sequence[str] = "maximize",
+        num_outcomes: int = 1,
+        constraints: int | Sequence[str] = 0,
+        outcome_names: Sequence[str] | None = None,
+        initial: int | None = None,
+        refit: str | int = "every",
+        noise: float | None = None,
+        replicates: bool = False,
+        ref_point: Sequence[float] | Tensor | NDArray[np.float64] | None = None,
+        seed: int = 0,
+        surrogate_options: Mapping[str, Any] | None = None,
+        acquisition_options: Mapping[str, Any] | None = None,
+        optimizer_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(space, Space):
+            raise InvalidSpaceError(f"space is a {type(space).__name__}; make one with Space([Real('x', 0, 1), ...])")
+        self.space = space
+        self.outcomes = OutcomeSpec.build(objective, num_outcomes, constraints, outcome_names)
+        clash = set(self.outcomes.all_names) & set(space.names)
+        if clash:
+            raise InvalidOptionError(f"{sorted(clash)[0]!r} is both a parameter and an outcome; rename the outcome")
+        check_acquisition(acquisition)
+        self.acquisition = acquisition
+        self.refit = _check_refit(refit)
+        self.seed = seed
+        self.replicates = replicates
+        self.initial = _default_initial(space) if initial is None else int(initial)
+        if self.initial < 0:
+            raise InvalidOptionError(f"initial={initial}; it is a number of points, at least 0")
+        self._ref_point = _check_ref_point(ref_point, num_outcomes)
+        self._acquisition_options = dict(acquisition_options or {})
+        self._optimizer_options = dict(optimizer_options or {})
+        self.surrogate = self._make_surrogate(surrogate, noise, dict(surrogate_options or {}))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.history = History(
+            space.names, self.outcomes.names, self.outcomes.directions, self.outcomes.constraint_names, ref_point=self._ref_point
+        )
+        self._batch = 0
+        self._drawn = 0  # points taken from the Sobol sequence
+        self._absorbed: list[int] = []  # trials the surrogate knows, in its order
+        self._since_fit = 0
+
+    def _make_surrogate(self, surrogate: str | Surrogate, noise: float | None, options: dict[str, Any]) -> Surrogate:
+        outputs = len(self.outcomes.all_names)
+        if isinstance(surrogate, str):
+            settings = {"bounds": self.space.bounds, "noise": noise, "seed": self.seed, **options}
+            return make_surrogate(surrogate, self.space.dim, outputs, **settings)
+        if not isinstance(surrogate, Surrogate):
+            raise InvalidOptionError(f"surrogate is a {type(surrogate).__name__}; give a registered name or a Surrogate")
+        if options or noise is not None:
+            raise InvalidOptionError("noise and surrogate_options belong to a surrogate given by name; set them on the instance")
+        if surrogate.input_dim != self.space.dim or surrogate.num_outputs != outputs:
+            raise InvalidOptionError(
+                f"the surrogate has input_dim={surrogate.input_dim} and {surrogate.num_outputs} outputs; the space needs "
+                f"input_dim={self.space.dim} and {outputs} outputs ({', '.join(self.outcomes.all_names)})"
+            )
+        return surrogate
+
+    # -- ask
+
+    @property
+    def remaining(self) -> int | None:
+        """How many points can still be asked; ``None`` when there is no end."""
+        if self.replicates or self.space.cardinality is None:
+            return None
+        if not self.space.enumerable:
+            return max(self.space.cardinality - len(self._taken()), 0)
+        return self.space.cardinality - len(self.space.table_rows(self._taken()))
+
+    def ask(
+        self,
+        observation: object = None,
+        n: int = 1,
+        *,
+        pending: Sequence[object] | None = None,
+        fixed: Mapping[str, Value] | None = None,
+    ) -> Any:
+        """The next point, or the next ``n`` points.
+
+        Args:
+            observation: Not used; loops in changing environments get one.
+            n: How many.
+            pending: Points under way elsewhere, beside those asked here and not yet told.
+            fixed: Parameters to hold at a value.
+
+        Returns:
+            A point for ``n=1``, a list of points otherwise.
+
+        Raises:
+            InvalidOptionError: ``n`` is less than 1.
+            InvalidSpaceError: A pending point or a fixed value is not of the space.
+            SpaceExhaustedError: A finite space has fewer points left.
+        """
+        if n < 1:
+            raise InvalidOptionError(f"n={n}; ask for at least one point")
+        held = self._check_fixed(fixed)
+        elsewhere = [self.space.point(point) for point in pending or ()]
+        left = self.remaining
+        if left is not None and n > left:
+            raise SpaceExhaustedError(f"{n} points were asked, {left} are left; replicates=True asks points again")
+        start = time.perf_counter()
+        method = choose_acquisition(self.acquisition, len(self.outcomes.names), n)
+        source = "model"
+        if method in DESIGNS:
+            source = str(method)
+        elif len(self.history) < self.initial or len(self.history.complete) < 2:
+            source = "initial"
+        if source == "model":
+            points = self._propose(method, n, elsewhere, held)
+            mean, sd = self._predict(points)
+        else:
+            points = self._design(source, n, elsewhere, held)
+            mean = sd = None
+        seconds = (time.perf_counter() - start) / n
+        for i, point in enumerate(points):
+            record = self.history.append(self._batch, point, source)
+            record.seconds_ask = seconds
+            if mean is not None and sd is not None:
+                record.predicted_mean, record.predicted_sd = mean[i].tolist(), sd[i].tolist()
+        self._batch += 1
+        return dict(points[0]) if n == 1 else [dict(point) for point in points]
+
+    def _check_fixed(self, fixed: Mapping[str, Value] | None) -> dict[str, Value]:
+        held: dict[str, Value] = {}
+        by_name = {parameter.name: parameter for parameter in self.space.parameters}
+        for name, value in (fixed or {}).items():
+            if name not in by_name:
+                raise InvalidSpaceError(f"fixed names {name!r}; the parameters are {', '.join(by_name)}")
+            if not by_name[name].contains(value):
+                raise InvalidSpaceError(f"fixed: {value!r} is not a valid value of {name!r}")
+            held[name] = by_name[name].check(value)
+        return held
+
+    def _taken(self) -> set[tuple[Any, ...]]:
+        if self.replicates:
+            return set()
+        return {self.space.key(record.point) for record in self.history}
+
+    def _propose(self, method: str | AcquisitionFactory, n: int, elsewhere: list[Point], held: dict[str, Value]) -> list[Point]:
+        waiting = [*(record.point for record in self.history.pending), *elsewhere]
+        signs = torch.tensor(self.outcomes.signs[: len(self.outcomes.names)], dtype=torch.double)
+        reference = None if self._ref_point is None else torch.tensor(self._ref_point, dtype=torch.double) * signs
+        request = Request(
+            space=self.space,
+            surrogate=self._fitted(),
+            acquisition=method,
+            num_outcomes=len(self.outcomes.names),
+            num_constraints=len(self.outcomes.constraint_names),
+            pending=waiting,
+            failed=[record.point for record in self.history.failed],
+            taken=self._taken() | ({self.space.key(p) for p in elsewhere} if not self.replicates else set()),
+            fixed=held,
+            ref_point=reference,
+            generator=self.generator,
+            options=self._acquisition_options,
+            optimizer_options=self._optimizer_options,
+        )
+        return propose(request, n)
+
+    def _design(self, source: str, n: int, elsewhere: list[Point], held: dict[str, Value]) -> list[Point]:
+        """Sobol or random points, none twice while others are left."""
+        taken = self._taken() | {self.space.key(point) for point in elsewhere if not self.replicates}
+        points: list[Point] = []
+        for _ in range(1000):
+            missing = n - len(points)
+            if source == "random":
+                drawn = self.space.random(missing, self.generator)
+            else:
+                drawn = self.space.sample(missing, self.seed, skip=self._drawn)
+                self._drawn += missing
+            for point in drawn or self.space.random(missing, self.generator):
+                moved = {**point, **held} if self.space.contains({**point, **held}) else point
+                if any(moved[name] != value for name, value in held.items()):
+                    continue
+                if self.replicates or self.space.key(moved) not in taken:
+                    taken.add(self.space.key(moved))
+                    points.append(moved)
+            if len(points) == n:
+                return points
+        raise SpaceExhaustedError(f"only {len(points)} of {n} points could be found that were not asked before")
+
+    # -- the surrogate
+
+    def _fitted(self) -> Surrogate:
+        """The surrogate, knowing every complete trial."""
+        complete = self.history.complete
+        known = set(self._absorbed)
+        fresh = [record for record in complete if record.step not in known]
+        if not fresh:
+            return self.surrogate
+        due = not self._absorbed or self.refit == "every"
+        if isinstance(self.refit, int) and self._since_fit + len(fresh) >= self.refit:
+            due = True
+        if due:
+            self.surrogate.fit(*self._data(complete))
+            self._absorbed, self._since_fit = [record.step for record in complete], 0
+        else:
+            self.surrogate.update(*self._data(fresh))
+            self._absorbed += [record.step for record in fresh]
+            self._since_fit += len(fresh)
+        return self.surrogate
+
+    def _data(self, records: Sequence[Record]) -> tuple[Tensor, Tensor, Tensor | None]:
+        X = self.space.encode(record.point for record in records)
+        rows = [[*record.outcomes, *record.constraints] for record in records]
+        Y = torch.tensor(rows, dtype=torch.double) * torch.tensor(self.outcomes.signs, dtype=torch.double)
+        variances = [record.variances for record in records if record.variances is not None]
+        return X, Y, torch.tensor(variances, dtype=torch.double) if variances else None
+
+    def _predict(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        m = len(self.outcomes.names)
+        with torch.no_grad():
+            posterior = self.surrogate.posterior(self.space.encode(points).unsqueeze(-2))
+            mean, sd = posterior.mean[:, 0, :m], posterior.variance[:, 0, :m].clamp_min(0).sqrt()
+        return mean.numpy() * np.array(self.outcomes.signs[:m]), sd.numpy()
+
+    def predict(self, points: Sequence[object]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Posterior mean and standard deviation of the outcomes without noise, ``n x m`` each, in the user's units.
+
+        Raises:
+            InvalidDataError: No trial is complete yet.
+        """
+        if not self.history.complete:
+            raise InvalidDataError("no trial is complete yet; tell an outcome first")
+        self._fitted()
+        return self._predict([self.space.point(point) for point in points])
+
+    # -- tell
+
+    def tell(
+        self,
+        action: object,
+        outcome: object = None,
+        Yvar: object = None,
+        *,
+        constraints: object = None,
+        failed: bool | Sequence[bool] = False,
+        reason: str | Sequence[str] = "",
+        true_value: object = None,
+    ) -> Any:
+        """What came of one point, or of several.
+
+        Points may come in any order, late, in parts (outcomes left out or ``None`` come later), and without having been
+        asked. A NaN or infinite outcome, and ``failed=True``, make a failed trial: it stays in the history, the
+        surrogate never sees it, and it is not asked again. All arguments are checked before anything is recorded.
+
+        Args:
+            action: A point (mapping, sequence of values, or a candidate's row number), or a list of points.
+            outcome: Its outcome, see :meth:`OutcomeSpec.read`; for several points one per point.
+            Yvar: Known noise variance; one number, or one per outcome and constraint. Either all trials have it or none.
+            constraints: Values of the outcome constraints where ``outcome`` does not hold them.
+            failed: Whether the trial failed.
+            reason: Why it failed.
+            true_value: The outcome without noise, where it is known; for the history only.
+
+        Returns:
+            The record of the trial, or the list of records.
+
+        Raises:
+            InvalidSpaceError: Not a point of the space: a category never seen, a missing parameter.
+            ShapeError: Another number of outcomes or points than expected.
+            InvalidDataError: An outcome that is not a number; variances for some trials only.
+        """
+        start = time.perf_counter()
+        single, trials = read_trials(self.space, action, outcome, Yvar, constraints, failed, reason, true_value)
+        prepared = []
+        has_variances = {record.variances is not None for record in self.history.complete}
+        for trial in trials:
+            told = None if trial.outcome is None and trial.failed else self.outcomes.read(trial.outcome, trial.constraints)
+            variances = None if trial.Yvar is None else self.outcomes.read_variances(trial.Yvar)
+            broken = trial.failed or (told is not None and bool(told.broken(self.outcomes.all_names)))
+            if not broken:
+                has_variances.add(variances is not None)
+            prepared.append((trial, told, variances))
+        if len(has_variances) > 1:
+            raise InvalidDataError("Yvar is known for some trials only; give it for all trials or for none")
+        records = [self._record(trial, told, variances) for trial, told, variances in prepared]
+        for record in records:
+            record.seconds_tell = (time.perf_counter() - start) / len(records)
+        return records[0] if single else records
+
+    def _record(self, trial: Trial, told: Told | None, variances: list[float] | None) -> Record:
+        waiting = self.history.pending
+        place = self.space.match(trial.point, [record.point for record in waiting])
+        record = self.history.append(-1, self.space.point(trial.point), "told") if place is None else waiting[place]
+        if told is not None:
+            for target, values in ((record.outcomes, told.outcomes), (record.constraints, told.constraints)):
+                target[:] = [old if new is None else new for old, new in zip(target, values, strict=True)]
+        record.variances = record.variances if variances is None else variances
+        record.true_value = record.true_value if trial.true_value is None else trial.true_value
+        broken = "" if told is None else told.broken(self.outcomes.all_names)
+        if trial.failed or broken:
+            record.status, record.reason = FAILED, trial.reason or broken or "failed"
+        elif np.isnan([*record.outcomes, *record.constraints]).any():
+            record.status = PARTIAL
+        else:
+            record.status = COMPLETE
+        return record
+
+    # -- recommend
+
+    def recommend(self) -> Any:
+        """The evaluated point with the best posterior mean among those predicted feasible, not the luckiest draw.
+
+        Without a model (``"random"``, ``"sobol"``, or a single trial) it goes by the observed outcomes. Where nothing
+        is feasible, it is the point with the smallest violation.
+
+        Returns:
+            A point; for several outcomes the list of points on the Pareto front of posterior means.
+
+        Raises:
+            InvalidDataError: No trial is complete yet.
+        """
+        complete = self.history.complete
+        if not complete:
+            raise InvalidDataError("no trial is complete yet; tell an outcome first")
+        m = len(self.outcomes.names)
+        if self.acquisition in DESIGNS or len(complete) < 2:
+            values = self._data(complete)[1]
+        else:
+            surrogate = self._fitted()
+            with torch.no_grad():
+                values = surrogate.posterior(self.space.encode(record.point for record in complete)).mean
+        violation = values[:, m:].clamp_min(0).sum(-1)
+        feasible = violation == violation.min()
+        values = values[:, :m].masked_fill(~feasible.unsqueeze(-1), -torch.inf)
+        if m == 1:
+            return dict(complete[int(values[:, 0].argmax())].point)
+        keep = is_non_dominated(values) & feasible
+        return [dict(record.point) for record, kept in zip(complete, keep.tolist(), strict=True) if kept]
+
+    # -- state
+
+    def _settings(self) -> dict[str, Any]:
+        space = hashlib.sha256(self.space.to_json().encode()).hexdigest()
+        acquisition = self.acquisition if isinstance(self.acquisition, str) else "custom"
+        return {
+            "space": space,
+            "surrogate": self.surrogate.name,
+            "acquisition": acquisition,
+            "outcomes": list(self.outcomes.names),
+            "directions": list(self.outcomes.directions),
+            "constraints": list(self.outcomes.constraint_names),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next asks depend on, as a tree for :func:`seqbdl.serialization.save_tree`.
+
+        A loop made with the same arguments that loads it asks the same points.
+        """
+        return {
+            "version": STATE_VERSION,
+            "settings": self._settings(),
+            "history": self.history.to_tree(),
+            "generator": generator_state(self.generator),
+            "seed": self.seed,
+            "batch": self._batch,
+            "drawn": self._drawn,
+            "absorbed": list(self._absorbed),
+            "since_fit": self._since_fit,
+            "surrogate": self.surrogate.save_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            StateError: The state is of another version, or of a loop with another space, surrogate or outcomes.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
+        mine = self._settings()
+        for name, value in dict(state["settings"]).items():
+            if mine.get(name) != value:
+                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
+        self.surrogate.load_state(state["surrogate"])
+        self.history = History.from_tree(state["history"])
+        self.generator.set_state(state["generator"])
+        self.seed = int(state["seed"])
+        self._batch, self._drawn = int(state["batch"]), int(state["drawn"])
+        self._absorbed, self._since_fit = [int(step) for step in state["absorbed"]], int(state["since_fit"])
+
+
+def _default_initial(space: Space) -> int:
+    count = max(5, min(2 * len(space.parameters), 20))
+    return count if space.cardinality is None else min(count, max(2, space.cardinality // 2))
+
+
+def _check_refit(refit: str | int) -> str | int:
+    if refit in ("every", "update") or (isinstance(refit, int) and not isinstance(refit, bool) and refit >= 1):
+        return refit
+    raise InvalidOptionError(f"refit={refit!r}; use 'every', 'update', or a number of trials of at least 1")
+
+
+def _check_ref_point(ref_point: Any, num_outcomes: int) -> list[float] | None:
+    if ref_point is None:
+        return None
+    values = [float(value) for value in ref_point]
+    if num_outcomes == 1 or len(values) != num_outcomes:
+        raise ShapeError(f"ref_point has {len(values)} entries; with {num_outcomes} outcomes it needs one per outcome, and two at least")
+    return values
