@@ -33,9 +33,9 @@ class AirfoilDragEnv(DecisionEnv):
 
     Parameters: eight weights of the upper and eight of the lower surface, the leading-edge weight, and the angle of
     attack in degrees. The reward is minus the drag in counts (10^4 times the drag coefficient). Constraints, feasible
-    when `<= 0`: the lift coefficient reaches `min_lift`; the pitching moment is at least `min_moment`; the section is at
-    least `min_thickness` of the chord thick; NeuralFoil is at least 90 % confident, so that a search cannot exploit the
-    network where it has never seen a flow. Surfaces that cross are a failed evaluation.
+    when `<= 0`: the lift coefficient reaches `min_lift`; the pitching moment is at least `min_moment`; the section is
+    at least `min_thickness` of the chord thick; NeuralFoil is at least 90 % confident, so that a search cannot exploit
+    the network where it has never seen a flow. Surfaces that cross are a failed evaluation.
 
     Args:
         reynolds: Reynolds number.
@@ -58,7 +58,9 @@ class AirfoilDragEnv(DecisionEnv):
         except ImportError as error:
             raise ValueError(f"the package neuralfoil simulates this problem and is missing; run: {INSTALL}") from error
         if not reynolds > 0 or not noise_std >= 0:
-            raise ValueError(f"reynolds, noise_std: {reynolds}, {noise_std}; give a positive and a non-negative number.")
+            raise ValueError(
+                f"reynolds, noise_std: {reynolds}, {noise_std}; give a positive and a non-negative number."
+            )
         sizes = ("xxsmall", "xsmall", "small", "medium", "large", "xlarge", "xxlarge", "xxxlarge")
         if model_size not in sizes:
             raise ValueError(f"model_size: {model_size!r}; the sizes are {', '.join(sizes)}.")

@@ -49,8 +49,8 @@ class Evaluation:
 class DecisionEnv(gymnasium.Env[Array, Any]):
     """A stateless decision problem: choose a point, see a noisy outcome, choose again.
 
-    `step` never ends an episode. Its observation is the last outcome (`m`; zeros after `reset` and after a failure), its
-    reward the objective, or the mean of the objectives when there are several: loops for several objectives read
+    `step` never ends an episode. Its observation is the last outcome (`m`; zeros after `reset` and after a failure),
+    its reward the objective, or the mean of the objectives when there are several: loops for several objectives read
     `info["outcomes"]`.
 
     Args:
@@ -149,11 +149,11 @@ class DecisionEnv(gymnasium.Env[Array, Any]):
 
     def _check_mapping(self, action: Any, space: spaces.Dict) -> dict[str, float | int]:
         if not isinstance(action, Mapping):
-            raise ValueError(f"action: a {type(action).__name__}; give a dictionary with the keys {list(space.spaces)}.")
+            raise ValueError(f"action: a {type(action).__name__}; give a dictionary with keys {list(space.spaces)}.")
         missing = [name for name in space.spaces if name not in action]
         unknown = [name for name in action if name not in space.spaces]
         if missing or unknown:
-            raise ValueError(f"action: keys missing {missing}, keys unknown {unknown}; the keys are {list(space.spaces)}.")
+            raise ValueError(f"action: keys missing {missing}, unknown {unknown}; the keys are {list(space.spaces)}.")
         point: dict[str, float | int] = {}
         for name, part in space.spaces.items():
             if isinstance(part, spaces.Discrete):
@@ -187,7 +187,7 @@ def check_vector(action: Any, space: spaces.Box, names: Sequence[str]) -> Array:
     try:
         values = np.asarray(action, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"action: {action!r} is not an array of numbers; give an array of shape {space.shape}.") from error
+        raise ValueError(f"action: {action!r} is not an array of numbers; give one of shape {space.shape}.") from error
     if values.shape != space.shape:
         raise ValueError(f"action: shape {values.shape}; give an array of shape {space.shape}.")
     slack = ROUNDING * (space.high - space.low)

@@ -1,4 +1,4 @@
-"""A gas burner simulated by Cantera: little nitric oxide without letting carbon monoxide through or the flame go out."""
+"""A gas burner simulated by Cantera: little nitric oxide, little carbon monoxide, and a flame that stays alight."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ PARAMETERS = ("equivalence_ratio", "inlet_temperature", "pressure", "residence_t
 LOW = np.array([0.4, 300.0, 1.0, 5e-4])
 HIGH = np.array([1.2, 800.0, 20.0, 5e-2])
 IGNITED = 200.0  # K above the inlet: less is no flame
+START_TEMPERATURE = 2500.0  # K
 
 
 class LowNoxBurnerEnv(DecisionEnv):
-    """Choose how a perfectly stirred methane burner runs; deterministic, about 40 ms an evaluation.
+    """Choose how a perfectly stirred methane burner runs; deterministic, about 60 ms an evaluation.
 
-    Parameters: equivalence ratio (0.4 to 1.2), inlet temperature (300 to 800 K), pressure (1 to 20 bar), residence time
-    (0.5 to 50 ms, logarithmic). Chemistry: GRI-Mech 3.0, 53 species, adiabatic, steady state. The reward is minus the
-    decimal logarithm of the NO mole fraction in ppm, dry and corrected to 15 % oxygen as emission rules do. Constraints,
-    feasible when `<= 0`: log10 of CO over `max_co` ppm (corrected likewise), and the shortfall from `min_temperature`
-    in units of 100 K. When the flame blows out, or the solver gives up, the evaluation has failed.
+    Parameters: equivalence ratio (0.4 to 1.2), inlet temperature (300 to 800 K), pressure (1 to 20 bar), residence
+    time (0.5 to 50 ms, logarithmic). Chemistry: GRI-Mech 3.0, 53 species, adiabatic, steady state. The reward is
+    minus the decimal logarithm of the NO mole fraction in ppm, dry and corrected to 15 % oxygen as emission rules do.
+    Constraints, feasible when `<= 0`: log10 of CO over `max_co` ppm (corrected likewise), and the shortfall from
+    `min_temperature` in units of 100 K. When the flame blows out, or the solver gives up, the evaluation has failed.
 
     Args:
         max_co: allowed carbon monoxide, ppm.
@@ -61,19 +62,21 @@ class LowNoxBurnerEnv(DecisionEnv):
         if temperature < inlet_temperature + IGNITED:
             return self.failure(f"the flame blew out at {temperature:.0f} K", **extra)
         value = -float(np.log10(max(no, 1e-6)))
-        constraints = np.array(
-            [np.log10(max(co, 1e-6) / self.max_co), (self.min_temperature - temperature) / 100.0]
-        )
+        constraints = np.array([np.log10(max(co, 1e-6) / self.max_co), (self.min_temperature - temperature) / 100.0])
         noise = self.noise_std * float(self.np_random.standard_normal()) if self.noise_std > 0 else 0.0
         return Evaluation(np.array([value + noise]), value, constraints, np.array([self.noise_std**2]), None, extra)
 
-    def _burn(self, phi: float, inlet_temperature: float, pressure: float, residence: float) -> tuple[float, float, float]:
+    def _burn(
+        self, phi: float, inlet_temperature: float, pressure: float, residence: float
+    ) -> tuple[float, float, float]:
         """Outlet temperature in K, and NO and CO in ppm, dry, at 15 % oxygen."""
         ct, gas = self._cantera, self._gas
         gas.TP = inlet_temperature, pressure * 1e5
         gas.set_equivalence_ratio(phi, "CH4", "O2:0.21, N2:0.79")
         inlet = ct.Reservoir(gas, clone=True)
-        gas.equilibrate("HP")  # start from the burnt gas, so that the flame goes out only if it must
+        # Start hot, so that the flame goes out only if it must. (Starting from equilibrium would do too, but Cantera's
+        # equilibrium solver remembers its last answer, and the same action would not give the same outcome twice.)
+        gas.TP = START_TEMPERATURE, pressure * 1e5
         reactor = ct.IdealGasReactor(gas, clone=True, volume=1.0)
         exhaust = ct.Reservoir(gas, clone=True)
         flow = ct.MassFlowController(inlet, reactor, mdot=lambda t: reactor.mass / residence)

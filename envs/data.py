@@ -1,7 +1,7 @@
 """Loaders of measured tables: from scikit-learn, or from the files of another installed distribution.
 
-Carriers are packages that happen to hold a table. They are installed with `--no-deps`, never imported, and read by path,
-because their own requirements conflict with almost everything.
+Carriers are packages that happen to hold a table. They are installed with `--no-deps`, never imported, and read by
+path, because their own requirements conflict with almost everything.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def load_table(name: str) -> tuple[Array, Array, tuple[str, ...]]:
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> tuple[Array, tuple[str, ...]]:
-    """Numbers `(n, c)` and column names of a comma-separated file; the first line is the header unless `columns` is given."""
+    """Numbers `(n, c)` and column names of a comma-separated file; without `columns`, its first line names them."""
     rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))) if row]
     header = tuple(columns) or tuple(cell.strip() for cell in rows.pop(0))
     for i, row in enumerate(rows):

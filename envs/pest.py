@@ -40,7 +40,7 @@ class PestControlEnv(DecisionEnv):
         names = [f"stage{i + 1}" for i in range(STAGES)]
         super().__init__(
             mapping({name: integer(0, len(OPTIONS) - 1) for name in names}),
-            categories={name: OPTIONS for name in names},
+            categories=dict.fromkeys(names, OPTIONS),
             outcome_names=("negative cost",),
         )
 

@@ -81,7 +81,7 @@ _ENTRIES: dict[str, _Entry] = {
         install="pip install neuralfoil==0.3.3",
     ),
     "LowNoxBurner": _Entry(
-        "run a gas burner with little nitric oxide: 4-d, 2 constraints, flames that go out",
+        "run a gas burner with little nitric oxide: 4-d, 2 constraints, failures",
         "seqbdl.envs.burner:LowNoxBurnerEnv",
         distribution="cantera",
         install="pip install cantera==3.2.0",
@@ -91,7 +91,7 @@ _ENTRIES: dict[str, _Entry] = {
     "CrossedBarrel": _bocode("600 printed structures, find the toughest: 4-d pool with replicates", "CrossedBarrel"),
     "AgNP": _bocode("164 silver nanoparticle recipes, match a spectrum: 5-d pool with replicates", "AgNP"),
     "Perovskite": _bocode("94 perovskite mixtures, find the most stable: 3-d pool", "Perovskite"),
-    "HPLC": _olympus("1386 settings of a chromatograph, find the largest peak: 6-d pool", "HPLC"),
+    "HPLC": _olympus("1007 settings of a chromatograph, find the largest peak: 6-d pool", "HPLC"),
     "PhotoPCE10": _olympus("1040 solar-cell blends, find the most stable: 4-d pool", "PhotoPCE10"),
     "PhotoWF3": _olympus("1040 solar-cell blends, find the most stable: 4-d pool", "PhotoWF3"),
     "TablePool": _Entry(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from botorch import test_functions
 from botorch.test_functions import synthetic as single_objective
 from botorch.test_functions.base import BaseTestProblem, ConstrainedBaseTestProblem, MultiObjectiveTestProblem
 from gymnasium import spaces
+from torch import Tensor
 
 from seqbdl.envs.base import Array, DecisionEnv, Evaluation, integer, mapping, real
 
@@ -46,7 +48,7 @@ class TestFunctionEnv(DecisionEnv):
         self.problem = problem
         self._sign = -1.0 if problem._is_minimization_by_default else 1.0
         self._integers = sorted({*problem.discrete_inds, *problem.categorical_inds})
-        bounds = problem.bounds.detach().numpy().astype(np.float64)
+        bounds = cast(Tensor, problem.bounds).detach().numpy().astype(np.float64)
         names = [f"x{i + 1}" for i in range(problem.dim)]
         num_outcomes = int(getattr(problem, "num_objectives", 1))
         num_constraints = int(problem.num_constraints) if isinstance(problem, ConstrainedBaseTestProblem) else 0
@@ -55,7 +57,7 @@ class TestFunctionEnv(DecisionEnv):
         self.max_hypervolume: float | None = None
         ref_point = None
         if isinstance(problem, MultiObjectiveTestProblem):
-            ref_point = self._sign * problem.ref_point.detach().numpy().astype(np.float64)
+            ref_point = self._sign * cast(Tensor, problem.ref_point).detach().numpy().astype(np.float64)
             self.max_hypervolume = problem._max_hv
         super().__init__(
             _space(bounds, names, self._integers),
@@ -146,7 +148,7 @@ class NetworkDrawEnv(_FormulaEnv):
             raise ValueError(f"dim: {dim}; give a positive number of inputs.")
         generator = torch.Generator().manual_seed(seed)
         widths = [dim, 256, 256, 1]
-        shapes = [shape for a, b in zip(widths, widths[1:], strict=False) for shape in ((b, a), (b,))]
+        shapes = [shape for a, b in pairwise(widths) for shape in ((b, a), (b,))]
         # The published draw starts after torch.nn.Linear has initialized each of these once: use up as many numbers.
         for shape in shapes:
             torch.empty(shape, dtype=torch.float64).uniform_(-1, 1, generator=generator)

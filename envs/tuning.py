@@ -1,8 +1,8 @@
 """Tuning the hyperparameters of a real model on real data: a neural network that reads handwritten digits.
 
-One evaluation trains the network from scratch with the given hyperparameters and scores it on validation data it has not
-seen; it takes about a tenth of a second. The landscape is what people meet in practice: most of it is a plateau where
-nothing is learned, some of it diverges, and the good region needs several parameters to be right together.
+One evaluation trains the network from scratch with the given hyperparameters and scores it on validation data it has
+not seen; it takes about a tenth of a second. The landscape is what people meet in practice: most of it is a plateau
+where nothing is learned, some of it diverges, and the good region needs several parameters to be right together.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class TuneNetworkEnv(DecisionEnv):
     label smoothing is not; the number of hidden layers is an integer and the activation a category. Training: 15 epochs
     of stochastic gradient descent with Nesterov momentum, batches of 32, the rate falling along a half cosine.
     `info` also holds `validation_accuracy`, `test_accuracy` and `test_log_loss`: the test rows serve to report on a
-    chosen configuration, never to choose one. A training that diverges is a failed evaluation. The optimum is not known.
+    chosen configuration, never to choose one. A training that diverges is a failed evaluation. The optimum is unknown.
 
     Args:
         dataset: `"digits"` (10 classes), `"breast_cancer"` (2) or `"wine"` (3), all bundled with scikit-learn.
@@ -135,9 +136,9 @@ def train(configuration: Configuration, data: Split, num_classes: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     sizes = [data.x.shape[1], *[c.width] * c.layers, num_classes]
     weights, biases = [], []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
-        weight = torch.randn(fan_in, fan_out, generator=generator, dtype=torch.float32) * c.init_scale / math.sqrt(fan_in)
-        weights.append(weight.requires_grad_())
+    for fan_in, fan_out in pairwise(sizes):
+        weight = torch.randn(fan_in, fan_out, generator=generator, dtype=torch.float32)
+        weights.append((weight * c.init_scale / math.sqrt(fan_in)).requires_grad_())
         biases.append(torch.zeros(fan_out, dtype=torch.float32, requires_grad=True))
     activation = ACTIVATIONS[c.activation]
 

@@ -1,0 +1,168 @@
+"""Every registered problem: Gymnasium's own check, the promised attributes, seeds, and the refusal of bad actions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+
+from seqbdl.envs import EnvInfo, list_envs
+
+INFOS = list_envs()
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "seqbdl/TablePool-v0": {
+        "table": pd.DataFrame({"a": [1.0, 2.0, 2.0], "b": [0.0, 1.0, 1.0], "y": [3.0, 5.0, 7.0]}),
+        "target": "y",
+    }
+}
+# What Gymnasium says about every problem in natural units; any other remark fails the test.
+EXPECTED_REMARKS = ("symmetric and normalized space", "maximum value is infinity", "minimum value is -infinity")
+
+
+@pytest.fixture(params=INFOS, ids=lambda info: info.id)
+def env(request: pytest.FixtureRequest) -> Any:
+    info: EnvInfo = request.param
+    if not info.available:
+        pytest.skip(f"needs: {info.install}")
+    return gymnasium.make(info.id, **ARGUMENTS.get(info.id, {})).unwrapped
+
+
+def test_ids_are_registered_and_described() -> None:
+    assert len({info.id for info in INFOS}) == len(INFOS)
+    for info in INFOS:
+        assert info.id in gymnasium.registry
+        assert 0 < len(info.summary) < 80
+        assert info.available or info.install.startswith("pip install")
+
+
+def test_gymnasium_check(env: Any) -> None:
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        check_env(env)
+    texts = [str(remark.message) for remark in remarks]
+    assert [text for text in texts if not any(part in text for part in EXPECTED_REMARKS)] == []
+
+
+def test_attributes_fit_the_action_space(env: Any) -> None:
+    d = len(env.parameter_names)
+    assert d > 0
+    assert len(set(env.parameter_names)) == d
+    assert len(env.log_scale) == d
+    assert env.num_outcomes == len(env.outcome_names)
+    space = env.action_space
+    if isinstance(space, spaces.Box):
+        assert space.dtype == np.float64
+        assert space.shape == (d,)
+    elif isinstance(space, spaces.Dict):
+        assert tuple(space.spaces) == env.parameter_names
+        for name, options in env.categories.items():
+            assert space[name].n == len(options)
+            assert space[name].start == 0
+    else:
+        assert env.candidates.shape == (space.n, d)
+    if env.num_outcomes > 1:
+        assert env.ref_point.shape == (env.num_outcomes,)
+    if any(env.log_scale) and isinstance(space, spaces.Box):
+        assert (space.low[list(env.log_scale)] > 0).all()
+
+
+def test_step_answers_as_promised(env: Any) -> None:
+    observation, info = env.reset(seed=0)
+    assert observation.tolist() == [0.0] * env.num_outcomes
+    env.action_space.seed(0)
+    for _ in range(3):
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert type(reward) is float
+        assert math.isfinite(reward)
+        assert not terminated
+        assert not truncated
+        assert info["outcomes"].shape == (env.num_outcomes,)
+        assert info["noise_variance"] is None or info["noise_variance"].shape == (env.num_outcomes,)
+        if env.num_constraints:
+            assert info["constraints"].shape == (env.num_constraints,)
+        else:
+            assert "constraints" not in info
+        if info["failed"]:
+            assert info["reason"]
+            assert np.isnan(info["outcomes"]).all()
+            assert reward == env.failure_reward
+        else:
+            assert np.array_equal(observation, info["outcomes"])
+            assert reward == pytest.approx(info["outcomes"].mean())
+            if env.optimal_value is not None and not env.num_constraints:
+                assert info["true_value"] <= env.optimal_value + 1e-6
+
+
+def test_the_state_of_np_random_is_the_state_of_the_problem(env: Any) -> None:
+    env.reset(seed=5)
+    env.action_space.seed(5)
+    action = env.action_space.sample()
+    env.step(action)
+    state = env.np_random.bit_generator.state
+    first = [env.step(action)[1] for _ in range(2)]
+    env.np_random.bit_generator.state = state
+    assert [env.step(action)[1] for _ in range(2)] == first
+
+
+def test_global_generators_are_left_alone(env: Any) -> None:
+    # NumPy's global generator is what these two calls are about.
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
+
+
+def bad_actions(space: spaces.Space[Any]) -> list[tuple[Any, str]]:
+    """Actions that must be refused, and a part of what the error must say."""
+    if isinstance(space, spaces.Discrete):
+        above = int(space.start + space.n)
+        return [(above, "integer"), (-1, "integer"), (0.5, "integer"), (math.nan, "finite"), ("a", "number")]
+    if isinstance(space, spaces.Box):
+        middle = (space.low + space.high) / 2
+        outside, nan = middle.copy(), middle.copy()
+        outside[-1] = space.high[-1] + 1.0
+        nan[0] = math.nan
+        return [
+            (middle[:-1], "shape"),
+            (middle[None], "shape"),
+            (outside, f"entry {len(middle) - 1}"),
+            (nan, "entry 0"),
+            ("text", "array of numbers"),
+        ]
+    assert isinstance(space, spaces.Dict)
+    good = space.sample()
+    name = next(iter(space.spaces))
+    part = space[name]
+    high = part.start + part.n if isinstance(part, spaces.Discrete) else float(part.high) + 1
+    return [
+        ({k: v for k, v in good.items() if k != name}, "missing"),
+        ({**good, "no such": 1}, "unknown"),
+        ({**good, name: high}, name),
+        ({**good, name: math.nan}, "finite"),
+        ({**good, name: [1.0, 2.0]}, "one number"),
+        ([1.0], "dictionary"),
+    ]
+
+
+def test_bad_actions_are_refused(env: Any) -> None:
+    env.reset(seed=0)
+    for action, text in bad_actions(env.action_space):
+        with pytest.raises(ValueError, match=text):
+            env.step(action)
+
+
+def test_a_point_off_a_bound_by_rounding_is_moved_onto_it() -> None:
+    env: Any = gymnasium.make("seqbdl/Branin-v0").unwrapped
+    env.reset(seed=0)
+    space = env.action_space
+    exact = env.step(space.high)[1]
+    assert env.step(space.high + 1e-10)[1] == exact
