@@ -21,6 +21,7 @@ from botorch.utils.multi_objective.hypervolume import infer_reference_point
 from botorch.utils.multi_objective.pareto import is_non_dominated
 from torch import Tensor
 
+from seqbdl.acquisition._models import posterior_of
 from seqbdl.acquisition._random import sobol_points
 from seqbdl.acquisition.draws import Optima, optimal_samples
 from seqbdl.acquisition.outputs import OutputView
@@ -175,7 +176,7 @@ class AcquisitionContext:
     def baseline_means(self) -> Tensor:
         """Posterior mean over the baseline, ``n x m``."""
         with torch.no_grad():
-            return self.surrogate.posterior(self.need_baseline()).mean
+            return cast(Tensor, posterior_of(self.surrogate, self.need_baseline()).mean)
 
     def baseline_outcomes(self) -> Tensor:
         """What the incumbent is measured by, ``n x m``: posterior means, or the observed values if so asked."""
@@ -198,7 +199,7 @@ class AcquisitionContext:
             raise self.error(f'best_f={self.best_f!r}; pass a number, "mean" or "observed"')
         outcomes = self.baseline_outcomes()
         objective = self.mc_objective()
-        values = outcomes[..., 0] if objective is None else cast(Tensor, objective(outcomes, self.baseline))
+        values = outcomes[..., 0] if objective is None else objective(outcomes, self.baseline)
         excess = violation(outcomes, self.constraints)
         if excess is None or bool((excess <= 0).all()):
             return values.max()
@@ -219,7 +220,7 @@ class AcquisitionContext:
         """Objective values of the baseline's feasible posterior means, all of them where none is feasible."""
         means = self.baseline_means()
         objective = self.multi_objective()
-        values = means if objective is None else cast(Tensor, objective(means))
+        values = means if objective is None else objective(means)
         excess = violation(means, self.constraints)
         if excess is None or not bool((excess <= 0).any()):
             return values
@@ -229,9 +230,9 @@ class AcquisitionContext:
         """A sampler with fixed base samples for this surrogate's kind of posterior."""
         with torch.no_grad():
             point = self.some_point()
-            posterior = self.surrogate.posterior(point, observation_noise=observation_noise)
+            posterior = posterior_of(self.surrogate, point, observation_noise=observation_noise)
         count = self.mc_samples if n is None else n
-        return cast(MCSampler, get_sampler(posterior, torch.Size([count]), seed=self.seed + seed_offset))
+        return get_sampler(posterior, torch.Size([count]), seed=self.seed + seed_offset)
 
     def some_point(self) -> Tensor:
         """Any one input, ``1 x d``."""

@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.models.model import Model
-from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
+from seqbdl.acquisition._models import t_batch_mode_transform
 from seqbdl.acquisition.draws import Draws
 
 

@@ -16,6 +16,7 @@ from botorch.acquisition.predictive_entropy_search import qPredictiveEntropySear
 from botorch.models.model import Model
 from torch import Tensor
 
+from seqbdl.acquisition._models import posterior_of
 from seqbdl.acquisition._random import sobol_points
 from seqbdl.acquisition.context import AcquisitionContext
 from seqbdl.acquisition.draw_entropy import DrawEntropySearch
@@ -54,9 +55,11 @@ class Gibbon(qLowerBoundMaxValueEntropy):
     def _sample_max_values(self, num_samples: int, X_pending: Tensor | None = None) -> None:
         self.posterior_max_values = self._given
 
-    def _compute_information_gain(self, X: Tensor, mean_M: Tensor, variance_M: Tensor, covar_mM: Tensor) -> Tensor:
-        pending = self.X_pending
-        self.X_pending = None
+    def _compute_information_gain(  # type: ignore[override]  # BoTorch's own subclasses widen the signature so
+        self, X: Tensor, mean_M: Tensor, variance_M: Tensor, covar_mM: Tensor
+    ) -> Tensor:
+        pending: Any = self.X_pending
+        self.X_pending: Any = None
         try:
             gain: Tensor = super()._compute_information_gain(X, mean_M, variance_M, covar_mM)
         finally:
@@ -64,7 +67,7 @@ class Gibbon(qLowerBoundMaxValueEntropy):
         if pending is None or pending.shape[0] == 0:
             return gain
         joint = torch.cat([X, pending.expand(*X.shape[:-2], *pending.shape)], dim=-2)
-        posterior = self.model.posterior(joint, observation_noise=True)
+        posterior = posterior_of(self.model, joint, observation_noise=True)
         covariance = posterior.distribution.covariance_matrix
         variance = covariance[..., 0, 0].clamp_min(1e-12)
         cross = covariance[..., :1, 1:]
@@ -162,8 +165,8 @@ def draw_entropy_search(
     inputs, values = _roughly_maximize(draws, points, None if context.candidates is not None else scalar.need_bounds())
     with torch.no_grad():
         some = scalar.some_point()
-        noisy = scalar.surrogate.posterior(some, observation_noise=True).variance
-        noise = (noisy - scalar.surrogate.posterior(some).variance).clamp_min(1e-12).mean()
+        noisy = posterior_of(scalar.surrogate, some, observation_noise=True).variance
+        noise = (noisy - posterior_of(scalar.surrogate, some).variance).clamp_min(1e-12).mean()
     key = values if about == "value" else inputs
     return DrawEntropySearch(scalar.surrogate, draws, key, noise, num_groups=num_groups, seed=context.seed)
 

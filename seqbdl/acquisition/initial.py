@@ -10,6 +10,7 @@ from botorch.models.model import Model
 from botorch.utils.sampling import get_polytope_samples
 from torch import Tensor
 
+from seqbdl.acquisition._models import posterior_of
 from seqbdl.acquisition._random import draw_seed, isolated_rng, multinomial, sobol_points
 from seqbdl.acquisition.ascent import evaluate_in_chunks
 from seqbdl.acquisition.context import observed_inputs
@@ -92,7 +93,7 @@ def one_shot_batches(view: SearchView, raw: Tensor, q: int, generator: torch.Gen
     model = base_model(view)
     with torch.no_grad():
         inputs = pool if view.encode is None else view.encode(pool)
-        means = torch.cat([model.posterior(part.unsqueeze(-2)).mean[..., 0, :] for part in inputs.split(512)])
+        means = torch.cat([posterior_of(model, part.unsqueeze(-2)).mean[..., 0, :] for part in inputs.split(512)])
     means = (means - means.mean(dim=0)) / means.std(dim=0).clamp_min(1e-12)
     slots = n * (total - q)
     # With several objectives every start looks at another trade-off between them.
@@ -125,7 +126,7 @@ def good_observed(view: SearchView, columns: Columns, limit: int = 5) -> Tensor 
     if observed.shape[0] == 0:
         return None
     with torch.no_grad():
-        mean = model.posterior(observed.unsqueeze(-2)).mean[..., 0, :]
+        mean = posterior_of(model, observed.unsqueeze(-2)).mean[..., 0, :]
     rank = ((mean - mean.mean(dim=0)) / (mean.std(dim=0, correction=0) + 1e-12)).sum(dim=-1)
     return observed[rank.topk(min(limit, rank.shape[0])).indices]
 

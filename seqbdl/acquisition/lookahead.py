@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from botorch import settings
 from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.acquisition.knowledge_gradient import qKnowledgeGradient
 from botorch.acquisition.multi_step_lookahead import qMultiStepLookahead
-from botorch.models.model import FantasizeMixin, Model
+from botorch.models.model import Model
 from botorch.sampling.base import MCSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
-from botorch.utils.transforms import concatenate_pending_points, t_batch_mode_transform
 from torch import Tensor
 
+from seqbdl.acquisition._models import concatenate_pending_points, posterior_of, t_batch_mode_transform
 from seqbdl.acquisition.context import AcquisitionContext
 
 
@@ -43,10 +43,10 @@ class DiscreteKnowledgeGradient(AcquisitionFunction):
         """Expected gain of the largest posterior mean, ``b`` for ``X`` ``b x q x d``."""
         inner = cast(Tensor, self.inner_points)
         points = torch.cat([inner.expand(*X.shape[:-2], *inner.shape), X], dim=-2)
-        now = self.model.posterior(points).mean.squeeze(-1).amax(dim=-1)
-        fantasy = cast(FantasizeMixin, self.model).fantasize(X=X, sampler=self.sampler)
+        now = posterior_of(self.model, points).mean.squeeze(-1).amax(dim=-1)
+        fantasy = cast(Any, self.model).fantasize(X=X, sampler=self.sampler)
         with settings.propagate_grads(True):
-            means = fantasy.posterior(points).mean.squeeze(-1)  # num_fantasies x b x (K + q)
+            means = posterior_of(fantasy, points).mean.squeeze(-1)  # num_fantasies x b x (K + q)
         return means.amax(dim=-1).mean(dim=0) - now
 
 
@@ -73,11 +73,11 @@ class NegIntegratedPosteriorVariance(AcquisitionFunction):
     @t_batch_mode_transform()
     def forward(self, X: Tensor) -> Tensor:
         """Minus the mean variance over ``mc_points``, ``b`` for ``X`` ``b x q x d``."""
-        fantasy = cast(FantasizeMixin, self.model).fantasize(X=X, sampler=self.sampler)
+        fantasy = cast(Any, self.model).fantasize(X=X, sampler=self.sampler)
         points = cast(Tensor, self.mc_points)
         points = points.reshape(*([1] * (X.dim() - 2)), *points.shape)
         with settings.propagate_grads(True):
-            variance = fantasy.posterior(points).variance  # num_fantasies x b x N x 1
+            variance = posterior_of(fantasy, points).variance  # num_fantasies x b x N x 1
         return -variance.mean(dim=(-1, -2)).mean(dim=0)
 
 
@@ -109,7 +109,7 @@ def q_multi_step(
     if len(batch_sizes) != len(step_fantasies):
         raise context.error("batch_sizes and step_fantasies need one entry for each step of look-ahead")
     scalar = context.scalar()
-    samplers = [
+    samplers: list[MCSampler] = [
         SobolQMCNormalSampler(sample_shape=torch.Size([count]), seed=context.seed + i)
         for i, count in enumerate(step_fantasies)
     ]
@@ -138,7 +138,7 @@ def _promising(context: AcquisitionContext, limit: int) -> Tensor:
     if candidates.shape[0] <= limit:
         return candidates
     with torch.no_grad():
-        parts = [context.surrogate.posterior(part.unsqueeze(-2)) for part in candidates.split(1024)]
+        parts = [posterior_of(context.surrogate, part.unsqueeze(-2)) for part in candidates.split(1024)]
         mean = torch.cat([p.mean.flatten() for p in parts])
         sd = torch.cat([p.variance.flatten() for p in parts]).clamp_min(0).sqrt()
     best_mean = mean.topk(limit // 2).indices
@@ -149,7 +149,7 @@ def _promising(context: AcquisitionContext, limit: int) -> Tensor:
 def _variance_depends_on_outcomes(context: AcquisitionContext) -> bool:
     points = context.spread_points(4)
     with torch.no_grad():
-        model = cast(FantasizeMixin, context.surrogate)
+        model = cast(Any, context.surrogate)
         fantasy = model.fantasize(X=points[:1], sampler=context.sampler(2, observation_noise=True))
-        variance = fantasy.posterior(points).variance
+        variance = posterior_of(fantasy, points).variance
     return not torch.allclose(variance[0], variance[1], rtol=1e-4)

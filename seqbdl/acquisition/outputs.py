@@ -12,6 +12,7 @@ from botorch.sampling.base import MCSampler
 from botorch.sampling.list_sampler import ListSampler
 from torch import Tensor
 
+from seqbdl.acquisition._models import posterior_of
 from seqbdl.acquisition.draws import Draws, FunctionSource, SelectedDraws
 
 # Outputs that were not observed are conditioned on with this many times their own variance as noise.
@@ -82,8 +83,8 @@ class OutputView(Model):
             noise: Noise variances that broadcast to ``Y``; the learned ones by default.
         """
         with torch.no_grad():
-            at_data = self.whole.posterior(X, observation_noise=True)
-            learned = (at_data.variance - self.whole.posterior(X).variance).clamp_min(1e-10)
+            at_data = posterior_of(self.whole, X, observation_noise=True)
+            learned = (at_data.variance - posterior_of(self.whole, X).variance).clamp_min(1e-10)
         shape = (*Y.shape[:-1], self.whole.num_outputs)
         full_Y = at_data.mean.expand(shape).clone()
         full_noise = (_UNKNOWN * at_data.variance).expand(shape).clone()

@@ -38,11 +38,18 @@ def as_mc_objective(objective: Objective | None, num_outputs: int) -> MCAcquisit
         return objective
     if isinstance(objective, int):
         index = check_output_index(objective, num_outputs)
-        return GenericMCObjective(lambda Y, X=None: Y[..., index])
+        return _generic(lambda samples, X: samples[..., index])
     if callable(objective):
         function = with_optional_inputs(objective)
-        return GenericMCObjective(lambda Y, X=None: function(Y, X))
+        return _generic(function)
     raise InvalidOptionError(f"objective is {objective!r}; pass an output's index or a callable on samples")
+
+
+def _generic(function: Callable[[Tensor, Tensor | None], Tensor]) -> GenericMCObjective:
+    def objective(samples: Tensor, X: Tensor | None = None) -> Tensor:
+        return function(samples, X)
+
+    return GenericMCObjective(objective)
 
 
 def check_output_index(index: int, num_outputs: int) -> int:
