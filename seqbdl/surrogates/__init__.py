@@ -2,7 +2,11 @@
 
 from seqbdl.surrogates import dispatch as _dispatch
 from seqbdl.surrogates.base import Surrogate
+from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
+from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.gp import GPSurrogate
+from seqbdl.surrogates.laplace import LaplaceSurrogate
+from seqbdl.surrogates.nngp import NNGPSurrogate
 from seqbdl.surrogates.registry import (
     list_surrogates,
     load,
@@ -13,11 +17,21 @@ from seqbdl.surrogates.registry import (
     surrogate_options,
 )
 
-for _cls in (GPSurrogate,):
+for _cls in (
+    GPSurrogate,
+    NNGPSurrogate,
+    EnsembleSurrogate,
+    LaplaceSurrogate,
+    BayesianLastLayerSurrogate,
+):
     register(_cls)
 
 __all__ = [
+    "BayesianLastLayerSurrogate",
+    "LaplaceSurrogate",
+    "EnsembleSurrogate",
     "GPSurrogate",
+    "NNGPSurrogate",
     "Surrogate",
     "list_surrogates",
     "load",

@@ -1,0 +1,148 @@
+"""Multilayer perceptrons, many at once, with forward and backward passes written out.
+
+Members lie on one leading axis and every layer is one batched matrix product; the tangent kernel ``J J^T`` is summed over layers
+from Gram matrices of activations and of backward signals, so that the ``N x P`` Jacobian is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seqbdl.errors import InvalidOptionError
+from seqbdl.networks.activations import activate, activation_slope, centred
+from seqbdl.networks.network import Network, Tangents
+
+
+class MLP(Network):
+    """Fully connected layers over whitened weights.
+
+    ``pre_1 = W_1^T (sqrt(s) x) + sqrt(v_0) b_1``, ``pre_{l+1} = sqrt(u_l / H_l) W_{l+1}^T phi(pre_l) + sqrt(v_l) b_{l+1}``, ``f = pre_{L+1}``,
+    with every entry of ``W`` and ``b`` standard normal under the prior: as the widths grow the function prior becomes the
+    Gaussian process of :mod:`seqbdl.inference.infinite_width` with the same variances.
+
+    Args:
+        widths: ``H_1 ... H_L``.
+        input_variances: ``d``, ``s``.
+        weight_variances: ``L``, ``u``.
+        bias_variances: ``L + 1``, ``v``.
+        num_outputs: ``m``.
+        activation: ``"erf"``, ``"relu"`` or ``"leaky_relu"``.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        input_variances: Tensor,
+        weight_variances: Tensor,
+        bias_variances: Tensor,
+        num_outputs: int = 1,
+        activation: str = "erf",
+    ) -> None:
+        if not widths or min(widths) < 1:
+            raise InvalidOptionError(f"network={tuple(widths)}: widths are positive integers, at least one")
+        self.widths = tuple(int(w) for w in widths)
+        self.activation = activation
+        self.input_dim = input_variances.shape[-1]
+        self.num_outputs = num_outputs
+        self.sizes = (self.input_dim, *self.widths, num_outputs)
+        self.num_params = sum((a + 1) * b for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        self._input_scale = input_variances.sqrt()
+        fan_in = torch.tensor([float(w) for w in self.widths]).to(weight_variances)
+        self._weight_scale = torch.cat([torch.ones(1).to(weight_variances), (weight_variances / fan_in).sqrt()])
+        self._bias_scale = bias_variances.sqrt()
+
+    def _layers(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Scaled weights ``S x in x out`` and biases ``S x 1 x out`` of every layer."""
+        layers, offset = [], 0
+        for layer, (fan_in, out) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True)):
+            w = z[:, offset : offset + fan_in * out].reshape(-1, fan_in, out)
+            offset += fan_in * out
+            b = z[:, offset : offset + out].unsqueeze(-2)
+            offset += out
+            layers.append((self._weight_scale[layer] * w, self._bias_scale[layer] * b))
+        return layers
+
+    def _first(self, X: Tensor) -> Tensor:
+        """Scaled inputs, ``1 x N x d``."""
+        return (centred(X.reshape(-1, self.input_dim)) * self._input_scale).unsqueeze(0)
+
+    def forward(self, z: Tensor, X: Tensor) -> Tensor:
+        h = self._first(X)
+        layers = self._layers(z)
+        for w, b in layers[:-1]:
+            h = activate(h @ w + b, self.activation)
+        w, b = layers[-1]
+        return (h @ w + b).unflatten(1, X.shape[:-1])
+
+    def hidden(self, z: Tensor, X: Tensor) -> Tensor:
+        h = self._first(X)
+        for w, b in self._layers(z)[:-1]:
+            h = activate(h @ w + b, self.activation)
+        h = torch.cat([self._weight_scale[-1] * h, self._bias_scale[-1].expand(*h.shape[:-1], 1)], -1)
+        return h.unflatten(1, X.shape[:-1])
+
+    def tangents(self, z: Tensor, X: Tensor) -> Tangents:
+        layers = self._layers(z)
+        acts, pres = [self._first(X)], []
+        for w, b in layers[:-1]:
+            pres.append(acts[-1] @ w + b)
+            acts.append(activate(pres[-1], self.activation))
+        w, b = layers[-1]
+        values = acts[-1] @ w + b  # S x N x m
+        S, N, m = values.shape
+        delta = torch.eye(m, dtype=values.dtype, device=values.device).expand(S, N, m, m)
+        deltas = [delta]
+        for layer in range(len(layers) - 1, 0, -1):
+            back = delta.reshape(S, N * m, -1) @ layers[layer][0].transpose(-1, -2)
+            slope = activation_slope(pres[layer - 1], self.activation)
+            delta = back.reshape(S, N, m, -1) * slope.unsqueeze(-2)
+            deltas.insert(0, delta)
+        return Tangents(values, (acts, deltas))
+
+    def tangent_kernel(self, first: Tangents, second: Tangents) -> Tensor:
+        total: Tensor | None = None
+        m = self.num_outputs
+        for layer, (a1, a2, d1, d2) in enumerate(
+            zip(first.parts[0], second.parts[0], first.parts[1], second.parts[1], strict=True)
+        ):
+            inputs = self._weight_scale[layer] ** 2 * (a1 @ a2.transpose(-1, -2)) + self._bias_scale[layer] ** 2
+            if m > 1:
+                inputs = inputs.repeat_interleave(m, -1).repeat_interleave(m, -2)
+            signals = d1.flatten(1, 2) @ d2.flatten(1, 2).transpose(-1, -2)
+            total = inputs * signals if total is None else total + inputs * signals
+        assert total is not None
+        return total
+
+    def tangent_gram(self, tangents: Tangents, batch: torch.Size, q: int) -> Tensor:
+        split = Tangents(
+            tangents.values,
+            (
+                [a.reshape(-1, q, a.shape[-1]) for a in tangents.parts[0]],
+                [d.reshape(-1, q, *d.shape[2:]) for d in tangents.parts[1]],
+            ),
+        )
+        # The first activations are shared by the members: repeat them so that (S batch) is one leading axis.
+        S = tangents.values.shape[0]
+        split.parts[0][0] = split.parts[0][0].repeat(S, 1, 1)
+        return self.tangent_kernel(split, split).reshape(S, *batch, q * self.num_outputs, q * self.num_outputs)
+
+    def jvp(self, tangents: Tangents, v: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for a, d, (w, b) in zip(*tangents.parts, self._layers(v), strict=True):
+            change = (a @ w + b).unsqueeze(-2)  # S' x N x 1 x out
+            part = (change * d).sum(-1)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
+        pieces = []
+        for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
+            signal = (alpha.unsqueeze(-1) * d).sum(-2)  # S x N x out
+            w = self._weight_scale[layer] * (a.transpose(-1, -2) @ signal)
+            b = self._bias_scale[layer] * signal.sum(-2)
+            pieces += [w.flatten(1), b]
+        return torch.cat(pieces, -1)

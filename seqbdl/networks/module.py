@@ -1,0 +1,116 @@
+"""Any ``torch.nn.Module`` as a network over whitened weights, by ``torch.func``."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, jvp, vmap
+
+from seqbdl.errors import InvalidOptionError
+from seqbdl.networks.activations import centred
+from seqbdl.networks.network import Network, Tangents
+
+
+class ModuleNetwork(Network):
+    """Wraps a copy of a module; the module handed in is never changed.
+
+    The prior of a weight tensor is ``N(0, scale^2 / fan_in)``, of a bias or any other vector ``N(0, scale^2)``. Inputs reach the module
+    in [-1, 1], as ``N x d``; it must return ``N x m``. Jacobians are formed densely, ``S x N x m x P``.
+
+    Args:
+        module: Any module without batch statistics (batch normalization, active dropout).
+        input_dim: ``d``.
+        num_outputs: ``m``.
+        scale: Prior standard deviation of the pre-activations per unit input.
+
+    Raises:
+        InvalidOptionError: The module has no parameters, holds batch normalization, or its output is not ``N x m``.
+    """
+
+    def __init__(self, module: nn.Module, input_dim: int, num_outputs: int = 1, scale: float = 1.0) -> None:
+        self._module = copy.deepcopy(module).to(torch.float64).eval()
+        for child in self._module.modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                raise InvalidOptionError(
+                    f"network= holds {type(child).__name__}, whose output depends on the whole batch; use LayerNorm or none"
+                )
+        parameters = dict(self._module.named_parameters())
+        if not parameters:
+            raise InvalidOptionError("network= has no parameters")
+        self.input_dim = input_dim
+        self.num_outputs = num_outputs
+        self.num_params = sum(p.numel() for p in parameters.values())
+        self._names = list(parameters)
+        self._shapes = [p.shape for p in parameters.values()]
+        scales = [
+            torch.full((p.numel(),), scale / math.sqrt(max(1, p[0].numel())) if p.dim() > 1 else scale)
+            for p in parameters.values()
+        ]
+        self._scale = torch.cat(scales).to(torch.float64)
+        self._buffers = dict(self._module.named_buffers())
+        with torch.no_grad():
+            probe = self.forward(torch.zeros(1, self.num_params, dtype=torch.float64), torch.zeros(2, input_dim).double())
+        if probe.shape != (1, 2, num_outputs):
+            raise InvalidOptionError(
+                f"network= maps 2 x {input_dim} inputs to {tuple(probe.shape[1:])}; it must map N x d to N x {num_outputs}"
+            )
+
+    def _call(self, z: Tensor, X: Tensor) -> Tensor:
+        """One weight vector ``P`` at points ``N x d``, ``N x m``."""
+        flat = (self._scale.to(z) * z).split([s.numel() for s in self._shapes])
+        weights = {n: p.reshape(s) for n, p, s in zip(self._names, flat, self._shapes, strict=True)}
+        buffers = {n: b.to(z.device) for n, b in self._buffers.items()}
+        result: Tensor = functional_call(self._module, {**weights, **buffers}, (centred(X),))
+        return result
+
+    def forward(self, z: Tensor, X: Tensor) -> Tensor:
+        points = X.reshape(-1, self.input_dim)
+        values: Tensor = vmap(self._call, in_dims=(0, None))(z, points)
+        return values.unflatten(1, X.shape[:-1])
+
+    def tangents(self, z: Tensor, X: Tensor) -> Tangents:
+        points = X.reshape(-1, self.input_dim)
+
+        def one(weights: Tensor, x: Tensor) -> Tensor:
+            return self._call(weights, x.unsqueeze(0)).squeeze(0)
+
+        jacobian = vmap(vmap(jacrev(one), in_dims=(None, 0)), in_dims=(0, None))(z, points)
+        return Tangents(self.forward(z, points), jacobian)
+
+    def tangent_kernel(self, first: Tangents, second: Tangents) -> Tensor:
+        a, b = first.parts.flatten(1, 2), second.parts.flatten(1, 2)
+        kernel: Tensor = a @ b.transpose(-1, -2)
+        return kernel
+
+    def tangent_gram(self, tangents: Tangents, batch: torch.Size, q: int) -> Tensor:
+        S, _, m, P = tangents.parts.shape
+        rows = tangents.parts.reshape(S, *batch, q * m, P)
+        gram: Tensor = rows @ rows.transpose(-1, -2)
+        return gram
+
+    def jvp(self, tangents: Tangents, v: Tensor) -> Tensor:
+        product: Tensor = torch.einsum("snmp,sp->snm", tangents.parts.expand(v.shape[0], -1, -1, -1), v)
+        return product
+
+    def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
+        product: Tensor = torch.einsum("snmp,snm->sp", tangents.parts.expand(alpha.shape[0], -1, -1, -1), alpha)
+        return product
+
+    def jvp_at(self, z: Tensor, X: Tensor, v: Tensor) -> Tensor:
+        """``J(X) v`` by forward mode, without forming the Jacobian: ``S x N x m``."""
+        points = X.reshape(-1, self.input_dim)
+
+        def one(weights: Tensor, tangent: Tensor) -> Tensor:
+            result: Tensor = jvp(lambda w: self._call(w, points), (weights,), (tangent,))[1]
+            return result
+
+        result: Tensor = vmap(one)(z.expand(v.shape[0], -1), v)
+        return result
+
+    def hidden(self, z: Tensor, X: Tensor) -> Tensor:
+        """Outputs of the module as features: a module handed in as an extractor ends before its linear head."""
+        values = self.forward(z, X)
+        return torch.cat([values, torch.ones_like(values[..., :1])], -1)

@@ -1,0 +1,113 @@
+"""From ``network=`` and data to a network with sound prior scales, shared by every finite-network surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbdl.errors import InvalidOptionError, UnknownNameError
+from seqbdl.inference import infinite_width
+from seqbdl.inference.infinite_width import WidthScales
+from seqbdl.networks import MLP, ModuleNetwork, Network
+from seqbdl.networks.activations import ACTIVATIONS
+
+NetworkSpec = Sequence[int] | nn.Module | Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class NetworkPrior:
+    """The prior over functions that a finite network stands for.
+
+    Attributes:
+        scales: Variances chosen by the evidence of the infinite-width limit, one group shared by all outputs.
+        noise: ``m`` inner noise variances.
+    """
+
+    scales: WidthScales
+    noise: Tensor
+
+    def tree(self) -> dict[str, Any]:
+        return {"scales": self.scales.tree(), "noise": self.noise}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> NetworkPrior:
+        return cls(WidthScales(**tree["scales"]), tree["noise"])
+
+
+class NetworkBuilder:
+    """Checks ``network=`` once and builds networks from it.
+
+    Args:
+        spec: Hidden widths such as ``(64, 64)``, a ``torch.nn.Module``, or a function that returns one. Never changed.
+        input_dim: ``d``.
+        output_dim: ``m``.
+        activation: Of the widths form: ``"erf"`` (tanh to within 0.04), ``"relu"`` or ``"leaky_relu"``.
+    """
+
+    def __init__(self, spec: NetworkSpec, input_dim: int, output_dim: int, activation: str) -> None:
+        if activation not in ACTIVATIONS:
+            raise UnknownNameError("activation", activation, list(ACTIVATIONS))
+        self.input_dim, self.output_dim, self.activation = input_dim, output_dim, activation
+        self.widths: tuple[int, ...] | None = None
+        self._module: ModuleNetwork | None = None
+        if isinstance(spec, nn.Module):
+            self._module = ModuleNetwork(spec, input_dim, output_dim)
+        elif callable(spec):
+            made = spec()
+            if not isinstance(made, nn.Module):
+                raise InvalidOptionError(f"network= returned a {type(made).__name__}; a factory returns a torch.nn.Module")
+            self._module = ModuleNetwork(made, input_dim, output_dim)
+        elif isinstance(spec, Sequence) and not isinstance(spec, str) and all(isinstance(w, int) and w > 0 for w in spec):
+            if not spec:
+                raise InvalidOptionError("network=() has no hidden layer; give widths such as (64, 64)")
+            self.widths = tuple(spec)
+        else:
+            raise InvalidOptionError(f"network={spec!r}: give hidden widths, a torch.nn.Module, or a function that makes one")
+
+    @property
+    def depth(self) -> int:
+        """Hidden layers of the infinite-width network that sets the scales."""
+        return 2 if self.widths is None else len(self.widths)
+
+    def initial(self) -> NetworkPrior:
+        """Before any data."""
+        scales = infinite_width.default_scales(self.input_dim, self.depth, 1)
+        return NetworkPrior(scales, scales.noise.expand(self.output_dim).clone())
+
+    def learn(self, X: Tensor, Y: Tensor, noise: Tensor | None, start: NetworkPrior | None) -> NetworkPrior:
+        """Scales and noise by the infinite-width evidence.
+
+        Args:
+            X: ``n x d`` in the unit cube.
+            Y: ``n x m`` standardized.
+            noise: Known inner variances or ``None``.
+            start: The last prior, for a warm start.
+        """
+        scales, _ = infinite_width.learn_scales(
+            X,
+            Y,
+            noise,
+            depth=self.depth,
+            activation=self.activation,
+            shared=True,
+            start=None if start is None else start.scales,
+        )
+        variance = scales.noise.expand(self.output_dim) if noise is None else noise.expand_as(Y).mean(0)
+        return NetworkPrior(scales, variance.clamp_min(1e-7).clone())
+
+    def build(self, prior: NetworkPrior) -> Network:
+        """The network with the prior's scales inside (a module keeps its own fan-in scales)."""
+        if self._module is not None:
+            return self._module
+        assert self.widths is not None
+        s = prior.scales
+        return MLP(self.widths, s.inputs[0], s.weights[0], s.biases[0], self.output_dim, self.activation)
+
+
+def standard_normal(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Float64 standard normals from a CPU generator, on the device of ``like``."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(like.device)

@@ -1,0 +1,197 @@
+"""Surrogates made of particles: S weight vectors of one network, evaluated together."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from seqbdl.errors import InvalidOptionError
+from seqbdl.posteriors import ParticlePosterior, ParticleUpdate, condition_particles
+from seqbdl.surrogates.base import Evaluate, Surrogate
+from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, standard_normal
+
+
+class ParticleSurrogate(Surrogate):
+    """``S`` weighted networks; subclasses move them to data.
+
+    Args:
+        network: Hidden widths, a module, or a factory (see :class:`NetworkBuilder`).
+        activation: Of the widths form.
+        num_members: ``S``.
+        memory: How many rows of old data ``update`` keeps beside the particles.
+        min_ess: Floor on the effective sample size of conditioning by re-weighting, as a share of ``S``; below it the function
+            values are moved instead (see :mod:`seqbdl.posteriors.particle_update`).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        network: NetworkSpec = (64, 64),
+        activation: str = "erf",
+        num_members: int = 10,
+        memory: int = 512,
+        min_ess: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if num_members < 2:
+            raise InvalidOptionError(f"num_members={num_members}; a posterior of particles needs at least 2")
+        if memory < 1:
+            raise InvalidOptionError(f"memory={memory} must be at least 1 row")
+        if not 0.0 < min_ess <= 1.0:
+            raise InvalidOptionError(f"min_ess={min_ess} is a share of the particles, in (0, 1]")
+        self.num_members = num_members
+        self.memory = memory
+        self.min_ess = min_ess
+        self._builder = NetworkBuilder(network, self.input_dim, self.output_dim, activation)
+        self._prior = self._builder.initial()
+        self._network = self._builder.build(self._prior)
+        self._extra: tuple[ParticleUpdate, ...] = ()
+        like = self._prior.noise
+        self._z = standard_normal(num_members, self._network.num_params, generator=self.generator, like=like)
+        self._log_weights = like.new_zeros(num_members)
+        # Old data that ``update`` may look at: inputs, outcomes, noise variances, weight of each row.
+        self._memory: tuple[Tensor, Tensor, Tensor] = (
+            like.new_zeros(0, self.input_dim),
+            like.new_zeros(0, self.output_dim),
+            like.new_zeros(0, self.output_dim),
+        )
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self._extra[-1].log_weights.shape[1:] if self._extra else torch.Size([])
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Of the particles' weights, fantasies included; ``batch_shape``."""
+        return self._weights_now().softmax(0).square().sum(0).reciprocal()
+
+    def _weights_now(self) -> Tensor:
+        """``S x batch_shape`` log-weights."""
+        weights = self._log_weights
+        for update in self._extra:
+            missing = update.log_weights.dim() - weights.dim()
+            weights = weights.reshape(weights.shape[0], *([1] * missing), *weights.shape[1:]) + update.log_weights
+        return weights
+
+    def _values(self, X: Tensor) -> Tensor:
+        """Inner function values ``S x batch x q x m``, moved by the fantasies."""
+        values = self._network.forward(self._z, X)
+        for update in self._extra:
+            values = update.move(values)
+        return values
+
+    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None) -> ParticlePosterior:
+        scaling = self._scaling
+        values = scaling.y_mean + scaling.y_std * self._values(scaling.inputs(X))
+        weights = self._weights_now()
+        batch = torch.broadcast_shapes(values.shape[1:-2], weights.shape[1:])
+        if batch != values.shape[1:-2]:
+            padding = [1] * (len(batch) - (values.dim() - 3))
+            values = values.reshape(values.shape[0], *padding, *values.shape[1:]).expand(-1, *batch, -1, -1)
+        if outputs is not None:
+            values = values[..., outputs]
+            if noise is not None and noise.shape[-1] == self.output_dim and len(outputs) != self.output_dim:
+                noise = noise[..., outputs]
+        added = None if noise is None else noise.to(values).to(X.dtype)
+        return ParticlePosterior(values.to(X.dtype), weights.to(X.dtype), added)
+
+    def _predictive_quantile(self, X: Tensor, p: Tensor) -> Tensor:
+        with torch.no_grad():
+            posterior = self.posterior(X, observation_noise=True)
+            assert isinstance(posterior, ParticlePosterior)
+            return posterior.quantile(p)
+
+    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor) -> Self:
+        generator = torch.Generator().manual_seed(self.seed + 1)  # fixed: equal fantasies, equal answers
+        normals = standard_normal(self.num_members, X.shape[-2], self.output_dim, generator=generator, like=Y)
+        normals = normals - normals.mean(0)
+        update = condition_particles(
+            self._values(X), self._weights_now(), Y, noise, max(1.0, self.min_ess * self.num_members), normals
+        )
+        twin = self._conditioned_copy()
+        twin._extra = (*self._extra, update)
+        return twin
+
+    def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
+        weights = self._weights_now().softmax(0)
+        if weights.dim() > 1:
+            raise InvalidOptionError("draw functions from one fantasy at a time; this surrogate holds a batch of them")
+        picks = _systematic(weights.detach(), n, generator)
+        if self._extra:
+            return lambda X: self._values(X)[picks]
+        z, network = self._z[picks], self._network
+        return lambda X: network.forward(z, X)
+
+    def _noise(self) -> Tensor:
+        return self._prior.noise
+
+    # ------------------------------------------------------------------ learning
+
+    def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
+        first = self._memory[0].shape[0] == 0
+        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior)
+        self._network = self._builder.build(self._prior)
+        variance = (self._prior.noise if noise is None else noise).expand_as(Y).clamp_min(1e-7)
+        self._memory = (X, Y, variance)
+        with torch.no_grad():
+            self._z, self._log_weights = self._infer(X, Y, variance, warm=not first)
+
+    def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
+        variance = (self._prior.noise if noise is None else noise).expand_as(Y).clamp_min(1e-7)
+        with torch.no_grad():
+            self._z, self._log_weights = self._absorb(X, Y, variance)
+        kept = tuple(torch.cat([old, new]) for old, new in zip(self._memory, (X, Y, variance), strict=True))
+        self._memory = self._forget(*kept)
+
+    def _forget(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """At most ``memory`` rows, an even sample of what was seen."""
+        if X.shape[0] <= self.memory:
+            return X, Y, variance
+        keep = torch.randperm(X.shape[0], generator=self.generator)[: self.memory].sort().values.to(X.device)
+        return X[keep], Y[keep], variance[keep]
+
+    @abstractmethod
+    def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
+        """Particles ``S x P`` and log-weights ``S`` given all data; ``warm``: the present particles are a good start."""
+
+    @abstractmethod
+    def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Particles and log-weights given new rows, the present particles and the memory."""
+
+    # ------------------------------------------------------------------ state
+
+    def _get_state(self) -> dict[str, Any]:
+        return {
+            "z": self._z,
+            "log_weights": self._log_weights,
+            "prior": self._prior.tree(),
+            "memory": list(self._memory),
+            "own": self._own_state(),
+        }
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        self._z, self._log_weights = state["z"], state["log_weights"]
+        self._prior = NetworkPrior.from_tree(state["prior"])
+        self._network = self._builder.build(self._prior)
+        X, Y, variance = state["memory"]
+        self._memory = (X, Y, variance)
+        self._set_own_state(state["own"])
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def _set_own_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing more to restore."""
+
+
+def _systematic(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """``n`` indices by systematic resampling, shuffled: with equal weights and ``n = S`` every particle once."""
+    offset = torch.rand(1, generator=generator, dtype=torch.float64)
+    positions = (torch.arange(n, dtype=torch.float64) + offset) / n
+    picks = torch.searchsorted(weights.cpu().double().cumsum(0), positions).clamp_max(weights.shape[0] - 1)
+    return picks[torch.randperm(n, generator=generator)].to(weights.device)
