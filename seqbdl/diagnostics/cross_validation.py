@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqbdl.diagnostics import regression
 from seqbdl.errors import InvalidOptionError, ShapeError
+from seqbdl.posteriors import ParticlePosterior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,10 +158,13 @@ def _predict(surrogate: Surrogate, X: Tensor, Y: Tensor, Yvar: Tensor | None) ->
     with torch.no_grad():
         posterior: Any = surrogate.posterior(X, observation_noise=True if Yvar is None else Yvar)
         mean, std = posterior.mean, posterior.variance.sqrt()
-        # A mixture's own density; the Gaussian with its moments would hide several modes.
-        density = getattr(posterior, "density", None)
-        if callable(density):
-            # Densities below the smallest number of the dtype count as that number, not as minus infinity.
-            tiny = torch.finfo(Y.dtype).tiny
-            return mean, std, density(Y).clamp_min(tiny).log()
+        if (
+            isinstance(posterior, ParticlePosterior)
+            and posterior.noise is not None
+            and bool((posterior.noise > 0).all())
+        ):
+            # The mixture's own density; the Gaussian with its moments would hide several modes.
+            parts = torch.distributions.Normal(posterior.values, posterior.noise.sqrt()).log_prob(Y)
+            weights = posterior.weights[..., None, None]
+            return mean, std, (parts + weights.log()).logsumexp(dim=0)
         return mean, std, regression.gaussian_log_density(Y, mean, std)

@@ -84,6 +84,16 @@ def test_known_noise_of_the_held_out_rows_widens_their_predictions() -> None:
     assert float(result.std[3]) >= 2.0
 
 
+def test_particles_are_scored_by_their_mixture_density() -> None:
+    X, Y = data(8)
+    options = {"num_members": 4, "seed": 3}
+    result = cross_validate(make_surrogate("ensemble", 2, **options), X, Y, folds=2)
+    out = result.fold == 0
+    fresh = make_surrogate("ensemble", 2, **options).fit(X[~out], Y[~out])
+    posterior: Any = fresh.posterior(X[out], observation_noise=True)
+    assert torch.allclose(result.log_density[out], posterior.density(Y[out]).log(), atol=1e-6)
+
+
 def test_plot_shows_every_row() -> None:
     X, Y = data(6)
     result = cross_validate(make_surrogate("gp", 2), X, Y, folds=3)
