@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from botorch.utils.multi_objective.pareto import is_non_dominated
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, ShapeError, StateError
-from seqbdl.loops.history import COMPLETE, FAILED, NAN, PARTIAL, History, Record
+from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, StateError
+from seqbdl.loops.conditioning import Conditioning
+from seqbdl.loops.designs import Design
+from seqbdl.loops.history import COMPLETE, FAILED, PARTIAL, History, Record
 from seqbdl.loops.outcomes import OutcomeSpec, Told
 from seqbdl.loops.parameters import Value
 from seqbdl.loops.proposals import (
@@ -26,6 +27,7 @@ from seqbdl.loops.proposals import (
     choose_acquisition,
     propose,
 )
+from seqbdl.loops.settings import check_ref_point, check_refit, initial_count
 from seqbdl.loops.space import Point, Space
 from seqbdl.loops.telling import Trial, read_trials
 from seqbdl.serialization import generator_state
@@ -98,24 +100,29 @@ class BayesOptLoop:
             raise InvalidOptionError(f"{sorted(clash)[0]!r} is both a parameter and an outcome; rename the outcome")
         check_acquisition(acquisition)
         self.acquisition = acquisition
-        self.refit = _check_refit(refit)
         self.seed = seed
         self.replicates = replicates
-        self.initial = _default_initial(space) if initial is None else int(initial)
-        if self.initial < 0:
-            raise InvalidOptionError(f"initial={initial}; it is a number of points, at least 0")
-        self._ref_point = _check_ref_point(ref_point, num_outcomes)
+        self.initial = initial_count(initial, space)
+        self._ref_point = check_ref_point(ref_point, num_outcomes)
         self._acquisition_options = dict(acquisition_options or {})
         self._optimizer_options = dict(optimizer_options or {})
-        self.surrogate = self._make_surrogate(surrogate, noise, dict(surrogate_options or {}))
+        model = self._make_surrogate(surrogate, noise, dict(surrogate_options or {}))
+        self._model = Conditioning(model, space, self.outcomes, check_refit(refit))
+        self._design = Design(space, seed, replicates)
         self.generator = torch.Generator().manual_seed(seed)
         self.history = History(
-            space.names, self.outcomes.names, self.outcomes.directions, self.outcomes.constraint_names, ref_point=self._ref_point
+            space.names,
+            self.outcomes.names,
+            self.outcomes.directions,
+            self.outcomes.constraint_names,
+            ref_point=self._ref_point,
         )
         self._batch = 0
-        self._drawn = 0  # points taken from the Sobol sequence
-        self._absorbed: list[int] = []  # trials the surrogate knows, in its order
-        self._since_fit = 0
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """The surrogate; it learns of told outcomes when it is next needed."""
+        return self._model.surrogate
 
     def _make_surrogate(self, surrogate: str | Surrogate, noise: float | None, options: dict[str, Any]) -> Surrogate:
         outputs = len(self.outcomes.all_names)
@@ -123,13 +130,17 @@ class BayesOptLoop:
             settings = {"bounds": self.space.bounds, "noise": noise, "seed": self.seed, **options}
             return make_surrogate(surrogate, self.space.dim, outputs, **settings)
         if not isinstance(surrogate, Surrogate):
-            raise InvalidOptionError(f"surrogate is a {type(surrogate).__name__}; give a registered name or a Surrogate")
+            raise InvalidOptionError(
+                f"surrogate is a {type(surrogate).__name__}; give a registered name or a Surrogate"
+            )
         if options or noise is not None:
-            raise InvalidOptionError("noise and surrogate_options belong to a surrogate given by name; set them on the instance")
+            raise InvalidOptionError(
+                "noise and surrogate_options belong to a surrogate given by name; set them on the instance"
+            )
         if surrogate.input_dim != self.space.dim or surrogate.num_outputs != outputs:
             raise InvalidOptionError(
-                f"the surrogate has input_dim={surrogate.input_dim} and {surrogate.num_outputs} outputs; the space needs "
-                f"input_dim={self.space.dim} and {outputs} outputs ({', '.join(self.outcomes.all_names)})"
+                f"the surrogate has input_dim={surrogate.input_dim} and {surrogate.num_outputs} outputs; the space"
+                f" needs input_dim={self.space.dim} and {outputs} outputs ({', '.join(self.outcomes.all_names)})"
             )
         return surrogate
 
@@ -184,16 +195,16 @@ class BayesOptLoop:
             source = "initial"
         if source == "model":
             points = self._propose(method, n, elsewhere, held)
-            mean, sd = self._predict(points)
+            predicted = list(zip(*(values.tolist() for values in self._model.predict(points)), strict=True))
         else:
-            points = self._design(source, n, elsewhere, held)
-            mean = sd = None
+            points = self._design.draw(source, n, self._taken(elsewhere), held, self.generator)
+            predicted = []
         seconds = (time.perf_counter() - start) / n
         for i, point in enumerate(points):
             record = self.history.append(self._batch, point, source)
             record.seconds_ask = seconds
-            if mean is not None and sd is not None:
-                record.predicted_mean, record.predicted_sd = mean[i].tolist(), sd[i].tolist()
+            if predicted:
+                record.predicted_mean, record.predicted_sd = predicted[i]
         self._batch += 1
         return dict(points[0]) if n == 1 else [dict(point) for point in points]
 
@@ -208,24 +219,26 @@ class BayesOptLoop:
             held[name] = by_name[name].check(value)
         return held
 
-    def _taken(self) -> set[tuple[Any, ...]]:
+    def _taken(self, elsewhere: Sequence[Point] = ()) -> set[tuple[Any, ...]]:
         if self.replicates:
             return set()
-        return {self.space.key(record.point) for record in self.history}
+        return {self.space.key(point) for point in (*(record.point for record in self.history), *elsewhere)}
 
-    def _propose(self, method: str | AcquisitionFactory, n: int, elsewhere: list[Point], held: dict[str, Value]) -> list[Point]:
+    def _propose(
+        self, method: str | AcquisitionFactory, n: int, elsewhere: list[Point], held: dict[str, Value]
+    ) -> list[Point]:
         waiting = [*(record.point for record in self.history.pending), *elsewhere]
         signs = torch.tensor(self.outcomes.signs[: len(self.outcomes.names)], dtype=torch.double)
         reference = None if self._ref_point is None else torch.tensor(self._ref_point, dtype=torch.double) * signs
         request = Request(
             space=self.space,
-            surrogate=self._fitted(),
+            surrogate=self._model.fitted(self.history),
             acquisition=method,
             num_outcomes=len(self.outcomes.names),
             num_constraints=len(self.outcomes.constraint_names),
             pending=waiting,
             failed=[record.point for record in self.history.failed],
-            taken=self._taken() | ({self.space.key(p) for p in elsewhere} if not self.replicates else set()),
+            taken=self._taken(elsewhere),
             fixed=held,
             ref_point=reference,
             generator=self.generator,
@@ -234,73 +247,14 @@ class BayesOptLoop:
         )
         return propose(request, n)
 
-    def _design(self, source: str, n: int, elsewhere: list[Point], held: dict[str, Value]) -> list[Point]:
-        """Sobol or random points, none twice while others are left."""
-        taken = self._taken() | {self.space.key(point) for point in elsewhere if not self.replicates}
-        points: list[Point] = []
-        for _ in range(1000):
-            missing = n - len(points)
-            if source == "random":
-                drawn = self.space.random(missing, self.generator)
-            else:
-                drawn = self.space.sample(missing, self.seed, skip=self._drawn)
-                self._drawn += missing
-            for point in drawn or self.space.random(missing, self.generator):
-                moved = {**point, **held} if self.space.contains({**point, **held}) else point
-                if any(moved[name] != value for name, value in held.items()):
-                    continue
-                if self.replicates or self.space.key(moved) not in taken:
-                    taken.add(self.space.key(moved))
-                    points.append(moved)
-            if len(points) == n:
-                return points
-        raise SpaceExhaustedError(f"only {len(points)} of {n} points could be found that were not asked before")
-
-    # -- the surrogate
-
-    def _fitted(self) -> Surrogate:
-        """The surrogate, knowing every complete trial."""
-        complete = self.history.complete
-        known = set(self._absorbed)
-        fresh = [record for record in complete if record.step not in known]
-        if not fresh:
-            return self.surrogate
-        due = not self._absorbed or self.refit == "every"
-        if isinstance(self.refit, int) and self._since_fit + len(fresh) >= self.refit:
-            due = True
-        if due:
-            self.surrogate.fit(*self._data(complete))
-            self._absorbed, self._since_fit = [record.step for record in complete], 0
-        else:
-            self.surrogate.update(*self._data(fresh))
-            self._absorbed += [record.step for record in fresh]
-            self._since_fit += len(fresh)
-        return self.surrogate
-
-    def _data(self, records: Sequence[Record]) -> tuple[Tensor, Tensor, Tensor | None]:
-        X = self.space.encode(record.point for record in records)
-        rows = [[*record.outcomes, *record.constraints] for record in records]
-        Y = torch.tensor(rows, dtype=torch.double) * torch.tensor(self.outcomes.signs, dtype=torch.double)
-        variances = [record.variances for record in records if record.variances is not None]
-        return X, Y, torch.tensor(variances, dtype=torch.double) if variances else None
-
-    def _predict(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        m = len(self.outcomes.names)
-        with torch.no_grad():
-            posterior = self.surrogate.posterior(self.space.encode(points).unsqueeze(-2))
-            mean, sd = posterior.mean[:, 0, :m], posterior.variance[:, 0, :m].clamp_min(0).sqrt()
-        return mean.numpy() * np.array(self.outcomes.signs[:m]), sd.numpy()
-
     def predict(self, points: Sequence[object]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Posterior mean and standard deviation of the outcomes without noise, ``n x m`` each, in the user's units.
 
         Raises:
             InvalidDataError: No trial is complete yet.
         """
-        if not self.history.complete:
-            raise InvalidDataError("no trial is complete yet; tell an outcome first")
-        self._fitted()
-        return self._predict([self.space.point(point) for point in points])
+        self._model.fitted(self.history)
+        return self._model.predict([self.space.point(point) for point in points])
 
     # -- tell
 
@@ -324,7 +278,7 @@ class BayesOptLoop:
         Args:
             action: A point (mapping, sequence of values, or a candidate's row number), or a list of points.
             outcome: Its outcome, see :meth:`OutcomeSpec.read`; for several points one per point.
-            Yvar: Known noise variance; one number, or one per outcome and constraint. Either all trials have it or none.
+            Yvar: Known noise variance; one number, or one per outcome and constraint; for all trials or none.
             constraints: Values of the outcome constraints where ``outcome`` does not hold them.
             failed: Whether the trial failed.
             reason: Why it failed.
@@ -343,7 +297,9 @@ class BayesOptLoop:
         prepared = []
         has_variances = {record.variances is not None for record in self.history.complete}
         for trial in trials:
-            told = None if trial.outcome is None and trial.failed else self.outcomes.read(trial.outcome, trial.constraints)
+            told = (
+                None if trial.outcome is None and trial.failed else self.outcomes.read(trial.outcome, trial.constraints)
+            )
             variances = None if trial.Yvar is None else self.outcomes.read_variances(trial.Yvar)
             broken = trial.failed or (told is not None and bool(told.broken(self.outcomes.all_names)))
             if not broken:
@@ -388,23 +344,9 @@ class BayesOptLoop:
         Raises:
             InvalidDataError: No trial is complete yet.
         """
-        complete = self.history.complete
-        if not complete:
-            raise InvalidDataError("no trial is complete yet; tell an outcome first")
-        m = len(self.outcomes.names)
-        if self.acquisition in DESIGNS or len(complete) < 2:
-            values = self._data(complete)[1]
-        else:
-            surrogate = self._fitted()
-            with torch.no_grad():
-                values = surrogate.posterior(self.space.encode(record.point for record in complete)).mean
-        violation = values[:, m:].clamp_min(0).sum(-1)
-        feasible = violation == violation.min()
-        values = values[:, :m].masked_fill(~feasible.unsqueeze(-1), -torch.inf)
-        if m == 1:
-            return dict(complete[int(values[:, 0].argmax())].point)
-        keep = is_non_dominated(values) & feasible
-        return [dict(record.point) for record, kept in zip(complete, keep.tolist(), strict=True) if kept]
+        records = self._model.best(self.history, modelled=self.acquisition not in DESIGNS)
+        points = [dict(record.point) for record in records]
+        return points[0] if len(self.outcomes.names) == 1 else points
 
     # -- state
 
@@ -432,10 +374,8 @@ class BayesOptLoop:
             "generator": generator_state(self.generator),
             "seed": self.seed,
             "batch": self._batch,
-            "drawn": self._drawn,
-            "absorbed": list(self._absorbed),
-            "since_fit": self._since_fit,
-            "surrogate": self.surrogate.save_state(),
+            "drawn": self._design.drawn,
+            "model": self._model.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -445,34 +385,17 @@ class BayesOptLoop:
             StateError: The state is of another version, or of a loop with another space, surrogate or outcomes.
         """
         if state.get("version") != STATE_VERSION:
-            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
+            raise StateError(
+                f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}"
+            )
         mine = self._settings()
         for name, value in dict(state["settings"]).items():
             if mine.get(name) != value:
-                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
-        self.surrogate.load_state(state["surrogate"])
+                raise StateError(
+                    f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})"
+                )
+        self._model.load_state_dict(state["model"])
         self.history = History.from_tree(state["history"])
         self.generator.set_state(state["generator"])
-        self.seed = int(state["seed"])
-        self._batch, self._drawn = int(state["batch"]), int(state["drawn"])
-        self._absorbed, self._since_fit = [int(step) for step in state["absorbed"]], int(state["since_fit"])
-
-
-def _default_initial(space: Space) -> int:
-    count = max(5, min(2 * len(space.parameters), 20))
-    return count if space.cardinality is None else min(count, max(2, space.cardinality // 2))
-
-
-def _check_refit(refit: str | int) -> str | int:
-    if refit in ("every", "update") or (isinstance(refit, int) and not isinstance(refit, bool) and refit >= 1):
-        return refit
-    raise InvalidOptionError(f"refit={refit!r}; use 'every', 'update', or a number of trials of at least 1")
-
-
-def _check_ref_point(ref_point: Any, num_outcomes: int) -> list[float] | None:
-    if ref_point is None:
-        return None
-    values = [float(value) for value in ref_point]
-    if num_outcomes == 1 or len(values) != num_outcomes:
-        raise ShapeError(f"ref_point has {len(values)} entries; with {num_outcomes} outcomes it needs one per outcome, and two at least")
-    return values
+        self.seed = self._design.seed = int(state["seed"])
+        self._batch, self._design.drawn = int(state["batch"]), int(state["drawn"])

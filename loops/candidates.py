@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidDataError, InvalidSpaceError
-from seqbdl.loops.parameters import Categorical, Parameter, Real, Value
+from seqbdl.loops.choices import Categorical
+from seqbdl.loops.parameters import Parameter, Real, Value
 from seqbdl.loops.space import Point, Space, _as_list
 
 ROW = "candidate"
@@ -57,6 +58,11 @@ class CandidateSpace(Space):
         return len(self.frame)
 
     @property
+    def listed(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def enumerable(self) -> bool:
         """Always: candidates are evaluated one by one, in chunks."""
         return True
@@ -87,11 +93,15 @@ class CandidateSpace(Space):
             listed = _as_list(value)
             names = self.names if len(listed) == len(self.parameters) else tuple(map(str, self.frame.columns))
             if len(listed) != len(names):
-                raise InvalidSpaceError(f"the point {value!r} has {len(listed)} values, the table {len(self.frame.columns)} columns")
+                raise InvalidSpaceError(
+                    f"the point {value!r} has {len(listed)} values, the table {len(self.frame.columns)} columns"
+                )
             value = dict(zip(names, listed, strict=True))
         missing = [name for name in self.names if name not in value]
         if missing:
-            raise InvalidSpaceError(f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}, and has no {ROW!r}")
+            raise InvalidSpaceError(
+                f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}, and has no {ROW!r}"
+            )
         row = torch.tensor([[p.to_search(p.check(value[p.name])) for p in self.parameters]], dtype=torch.double)
         return self.search_to_model(row)
 
@@ -191,7 +201,9 @@ def _as_frame(table: Any, names: Sequence[str] | None) -> pd.DataFrame:
     if len(frame) == 0:
         raise InvalidSpaceError("the table of candidates is empty; a space needs at least one row")
     if frame.columns.duplicated().any():
-        raise InvalidSpaceError(f"two columns are called {frame.columns[frame.columns.duplicated()][0]!r}; names must differ")
+        raise InvalidSpaceError(
+            f"two columns are called {frame.columns[frame.columns.duplicated()][0]!r}; names must differ"
+        )
     if ROW in frame.columns:
         raise InvalidSpaceError(f"a column is called {ROW!r}, which names the row number in points; rename it")
     for column in frame.columns:
@@ -201,7 +213,9 @@ def _as_frame(table: Any, names: Sequence[str] | None) -> pd.DataFrame:
             bad = bad | ~np.isfinite(values.to_numpy(dtype=np.float64))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise InvalidSpaceError(f"candidates: column {column!r} is missing or not finite in row {row}; drop or fill it")
+            raise InvalidSpaceError(
+                f"candidates: column {column!r} is missing or not finite in row {row}; drop or fill it"
+            )
     return frame
 
 

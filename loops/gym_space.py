@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from seqbdl.errors import InvalidSpaceError
-from seqbdl.loops.parameters import Categorical, Integer, Parameter, Real, Value
+from seqbdl.loops.choices import Categorical
+from seqbdl.loops.parameters import Integer, Parameter, Real, Value
 from seqbdl.loops.space import Space
 
 
@@ -58,7 +59,9 @@ def space_from_gymnasium(action_space: gymnasium.Space[Any], env: gymnasium.Env[
     if isinstance(action_space, spaces.Discrete):
         if candidates is not None:
             if len(candidates) != action_space.n:
-                raise InvalidSpaceError(f"the pool has {len(candidates)} candidates, the action space {action_space.n} actions")
+                raise InvalidSpaceError(
+                    f"the pool has {len(candidates)} candidates, the action space {action_space.n} actions"
+                )
             return Space.from_candidates(candidates, names=names)
         name = names[0] if names else "action"
         return GymSpace([_parameter(name, action_space, False, _options(source, name))], action_space)
@@ -73,9 +76,14 @@ def space_from_gymnasium(action_space: gymnasium.Space[Any], env: gymnasium.Env[
             raise InvalidSpaceError(f"parameter_names has {len(labels)} entries, the action space {size}")
         logs = _log_flags(source, labels, labels)
         low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
-        if np.issubdtype(action_space.dtype, np.integer):  # type: ignore[arg-type]
-            return GymSpace([Integer(n, int(lo), int(hi), logs[n]) for n, lo, hi in zip(labels, low, high, strict=True)], action_space)
-        return GymSpace([Real(n, float(lo), float(hi), logs[n]) for n, lo, hi in zip(labels, low, high, strict=True)], action_space)
+        if np.issubdtype(action_space.dtype, np.integer):
+            return GymSpace(
+                [Integer(n, int(lo), int(hi), logs[n]) for n, lo, hi in zip(labels, low, high, strict=True)],
+                action_space,
+            )
+        return GymSpace(
+            [Real(n, float(lo), float(hi), logs[n]) for n, lo, hi in zip(labels, low, high, strict=True)], action_space
+        )
     raise InvalidSpaceError(
         f"actions of type {type(action_space).__name__} cannot be searched; use a Box, a Dict of scalars, or a Discrete"
     )
@@ -108,7 +116,7 @@ def _parameter(name: str, space: gymnasium.Space[Any], log: bool, options: tuple
         return Integer(name, start, start + n - 1, log)
     if isinstance(space, spaces.Box) and space.shape in ((), (1,)):
         low, high = space.low.item(), space.high.item()
-        if np.issubdtype(space.dtype, np.integer):  # type: ignore[arg-type]
+        if np.issubdtype(space.dtype, np.integer):
             return Integer(name, int(low), int(high), log)
         return Real(name, float(low), float(high), log)
     raise InvalidSpaceError(f"parameter {name!r}: {space} is not a scalar; use a Box of shape () or a Discrete")
@@ -116,6 +124,7 @@ def _parameter(name: str, space: gymnasium.Space[Any], log: bool, options: tuple
 
 def _scalar(space: gymnasium.Space[Any], parameter: Parameter, value: Value) -> Any:
     if isinstance(space, spaces.Discrete):
-        offset = parameter.choices.index(value) + int(space.start) if isinstance(parameter, Categorical) else value
-        return np.int64(offset)  # type: ignore[arg-type]
-    return np.full(space.shape, value, dtype=space.dtype)  # type: ignore[call-overload]
+        if isinstance(parameter, Categorical):
+            return np.int64(parameter.index(value) + int(space.start))
+        return np.int64(int(value))  # type: ignore[arg-type]
+    return np.full(space.shape, value, dtype=space.dtype)

@@ -98,7 +98,7 @@ class OutcomeSpec:
         """One trial's outcome.
 
         Args:
-            outcome: A number; a mapping from names (of outcomes and constraints; missing ones come later); or a sequence
+            outcome: a number; a mapping from names of outcomes and constraints (missing ones come later); a sequence
                 of outcomes, or of outcomes and constraints. ``None`` stands for a value that is still to come.
             constraints: The constraints' values where they are not in ``outcome``: a number, a mapping or a sequence.
 
@@ -141,11 +141,17 @@ class OutcomeSpec:
             ShapeError: Another number of values.
             InvalidDataError: A variance is negative, NaN or infinite.
         """
-        listed = [_number(Yvar.get(name), name) for name in self.all_names] if isinstance(Yvar, Mapping) else _listed(Yvar, "Yvar")
+        listed = (
+            [_number(Yvar.get(name), name) for name in self.all_names]
+            if isinstance(Yvar, Mapping)
+            else _listed(Yvar, "Yvar")
+        )
         if len(listed) == 1:
             listed = listed * len(self.all_names)
         if len(listed) != len(self.all_names):
-            raise ShapeError(f"Yvar has {len(listed)} values; expected {len(self.all_names)} ({', '.join(self.all_names)})")
+            raise ShapeError(
+                f"Yvar has {len(listed)} values; expected {len(self.all_names)} ({', '.join(self.all_names)})"
+            )
         values = [value for value in listed if value is not None and math.isfinite(value) and value >= 0]
         if len(values) != len(listed):
             raise InvalidDataError(f"Yvar is {listed}; variances are finite numbers of at least 0")

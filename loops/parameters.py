@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from seqbdl.errors import InvalidSpaceError
 
@@ -23,14 +22,14 @@ Value: TypeAlias = float | int | str | bool | None
 """A parameter's value in a point; all of them are JSON scalars, so that points can be stored anywhere."""
 
 MAX_LEVELS = 100
-"""Grids finer than this are searched as continuous and rounded afterwards: a step is then under a percent of the range."""
+"""Finer grids are searched as continuous and rounded afterwards: a step is then under a percent of the range."""
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _check_name(name: object) -> None:
+def check_name(name: object) -> None:
     if not isinstance(name, str) or not name.strip():
         raise InvalidSpaceError(f"a parameter's name is a non-empty string, not {name!r}")
 
@@ -38,13 +37,18 @@ def _check_name(name: object) -> None:
 def _check_range(name: str, low: object, high: object, log: bool) -> None:
     for which, value in (("low", low), ("high", high)):
         if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
-            raise InvalidSpaceError(f"parameter {name!r}: {which}={value!r} is not a finite number; every range needs both ends")
+            raise InvalidSpaceError(
+                f"parameter {name!r}: {which}={value!r} is not a finite number; every range needs both ends"
+            )
     if low >= high:  # type: ignore[operator]
         raise InvalidSpaceError(
-            f"parameter {name!r}: low={low!r} is not below high={high!r}; swap them, or leave a constant out of the space"
+            f"parameter {name!r}: low={low!r} is not below high={high!r}; swap them, or leave a constant out of the"
+            " space"
         )
     if log and low <= 0:  # type: ignore[operator]
-        raise InvalidSpaceError(f"parameter {name!r}: a log scale needs low > 0, not low={low!r}; raise low or set log=False")
+        raise InvalidSpaceError(
+            f"parameter {name!r}: a log scale needs low > 0, not low={low!r}; raise low or set log=False"
+        )
 
 
 def _number(name: str, value: object) -> float:
@@ -163,14 +167,15 @@ class Real(Parameter):
     kind: ClassVar[str] = "real"
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         _check_range(self.name, self.low, self.high, self.log)
         object.__setattr__(self, "low", float(self.low))
         object.__setattr__(self, "high", float(self.high))
         if self.step is not None:
             if not _is_number(self.step) or not 0 < self.step <= self.high - self.low:
                 raise InvalidSpaceError(
-                    f"parameter {self.name!r}: step={self.step!r} must be positive and at most the range {self.high - self.low:g}"
+                    f"parameter {self.name!r}: step={self.step!r} must be positive and at most the range"
+                    f" {self.high - self.low:g}"
                 )
             object.__setattr__(self, "step", float(self.step))
 
@@ -183,7 +188,9 @@ class Real(Parameter):
     def check(self, value: object) -> Value:
         number = _number(self.name, value)
         if self.log and number <= 0:
-            raise InvalidSpaceError(f"parameter {self.name!r}: {number!r} has no place on a log scale; it must be positive")
+            raise InvalidSpaceError(
+                f"parameter {self.name!r}: {number!r} has no place on a log scale; it must be positive"
+            )
         return number
 
     def contains(self, value: object) -> bool:
@@ -225,7 +232,7 @@ class Integer(Parameter):
     kind: ClassVar[str] = "integer"
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         _check_range(self.name, self.low, self.high, self.log)
         for which in ("low", "high"):
             value = getattr(self, which)
@@ -242,7 +249,9 @@ class Integer(Parameter):
         if number != round(number):
             raise InvalidSpaceError(f"parameter {self.name!r}: {value!r} is not a whole number")
         if self.log and number <= 0:
-            raise InvalidSpaceError(f"parameter {self.name!r}: {value!r} has no place on a log scale; it must be positive")
+            raise InvalidSpaceError(
+                f"parameter {self.name!r}: {value!r} has no place on a log scale; it must be positive"
+            )
         return round(number)
 
     def to_search(self, value: Value) -> float:
@@ -260,151 +269,3 @@ class Integer(Parameter):
         # each integer stands for the half-open interval around it, so that the ends are not drawn too rarely
         low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
         return min(max(round(math.exp(low + unit * (high - low))), self.low), self.high)
-
-
-def _check_choices(name: str, what: str, values: object) -> tuple[Value, ...]:
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise InvalidSpaceError(f"parameter {name!r}: {what}={values!r} must be a list")
-    listed = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
-    for value in listed:
-        if not (value is None or isinstance(value, str | bool | int | float)):
-            raise InvalidSpaceError(f"parameter {name!r}: {value!r} is a {type(value).__name__}; use strings or numbers")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidSpaceError(f"parameter {name!r}: {what} hold {value!r}; every value must be finite")
-    if len(listed) < 2:
-        raise InvalidSpaceError(f"parameter {name!r}: {what} need at least two entries; leave a constant out of the space")
-    for i, value in enumerate(listed):
-        if _index(listed, value) != i:
-            raise InvalidSpaceError(f"parameter {name!r}: {value!r} occurs twice in {what}; remove one")
-    return listed
-
-
-def _index(choices: tuple[Value, ...], value: object) -> int | None:
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
-        value = value.item()
-    for i, choice in enumerate(choices):
-        # True == 1 in Python, but they are two different choices
-        if isinstance(choice, bool) is isinstance(value, bool) and type(value) in (type(choice), int, float) and choice == value:
-            return i
-    return None
-
-
-@dataclass(frozen=True)
-class _Listed(Parameter):
-    @property
-    def options(self) -> tuple[Value, ...]:
-        """The values, in order."""
-        return ()
-
-    @property
-    def levels(self) -> int | None:
-        return len(self.options)
-
-    def index(self, value: object) -> int:
-        """The place of a value among the options.
-
-        Raises:
-            InvalidSpaceError: The value is none of them.
-        """
-        found = _index(self.options, value)
-        if found is None:
-            known = ", ".join(repr(option) for option in self.options)
-            raise InvalidSpaceError(f"parameter {self.name!r}: {value!r} is not one of its values; they are {known}")
-        return found
-
-    def check(self, value: object) -> Value:
-        return self.options[self.index(value)]
-
-    def level_value(self, level: int) -> Value:
-        return self.options[level]
-
-
-@dataclass(frozen=True)
-class Categorical(_Listed):
-    """One of several choices without an order.
-
-    Attributes:
-        choices: At least two different strings, numbers or booleans.
-    """
-
-    choices: tuple[Value, ...]
-    kind: ClassVar[str] = "categorical"
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
-        object.__setattr__(self, "choices", _check_choices(self.name, "choices", self.choices))
-
-    @property
-    def options(self) -> tuple[Value, ...]:
-        return self.choices
-
-    @property
-    def width(self) -> int:
-        return len(self.choices)
-
-    @property
-    def categorical(self) -> bool:
-        return True
-
-    @property
-    def search_high(self) -> float:
-        return float(len(self.choices) - 1)
-
-    def to_search(self, value: Value) -> float:
-        return float(self.index(value))
-
-    def from_search(self, search: float) -> Value:
-        return self.choices[min(max(round(search), 0), len(self.choices) - 1)]
-
-
-@dataclass(frozen=True)
-class Ordinal(_Listed):
-    """One of several values with an order; neighbours are taken to be equally far apart.
-
-    Attributes:
-        values: At least two different values, in their order.
-    """
-
-    values: tuple[Value, ...]
-    kind: ClassVar[str] = "ordinal"
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
-        object.__setattr__(self, "values", _check_choices(self.name, "values", self.values))
-
-    @property
-    def options(self) -> tuple[Value, ...]:
-        return self.values
-
-    def to_search(self, value: Value) -> float:
-        return self.index(value) / (len(self.values) - 1)
-
-    def from_search(self, search: float) -> Value:
-        last = len(self.values) - 1
-        return self.values[min(max(round(search * last), 0), last)]
-
-
-_KINDS: dict[str, type[Parameter]] = {"real": Real, "integer": Integer, "categorical": Categorical, "ordinal": Ordinal}
-
-
-def parameter_from_dict(data: dict[str, Any]) -> Parameter:
-    """The parameter that :meth:`Parameter.to_dict` described.
-
-    Raises:
-        InvalidSpaceError: Unknown type or field, or a field that is not valid.
-    """
-    fields = dict(data)
-    kind = fields.pop("type", None)
-    if kind not in _KINDS:
-        raise InvalidSpaceError(f"parameter type {kind!r} is unknown; the known ones are {', '.join(_KINDS)}")
-    try:
-        return _KINDS[kind](**fields)
-    except TypeError as error:
-        raise InvalidSpaceError(f"parameter {data.get('name')!r} of type {kind!r}: {error}") from error
-
-
-def one_hot(index: int, width: int) -> NDArray[np.float64]:
-    """A row with a one at ``index``: ``width``."""
-    row = np.zeros(width)
-    row[index] = 1.0
-    return row

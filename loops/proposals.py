@@ -21,6 +21,7 @@ from seqbdl.acquisition import (
     thompson_continuous,
 )
 from seqbdl.errors import SeqbdlError, UnknownNameError
+from seqbdl.loops.conditioning import moments
 from seqbdl.loops.parameters import Value
 from seqbdl.loops.space import Point, Space
 from seqbdl.surrogates import Surrogate
@@ -32,7 +33,9 @@ THOMPSON = "thompson"
 MANY = 20
 """Batches beyond this go to Thompson sampling under ``acquisition="auto"``: their cost grows only linearly."""
 # These look at one point at a time: pending and failed points mean nothing to them.
-_WITHOUT_PENDING = frozenset({"LogEI", "UCB", "PosteriorMean", "PosteriorStandardDeviation", "qPES", "DrawEntropySearch"})
+_WITHOUT_PENDING = frozenset(
+    {"LogEI", "UCB", "PosteriorMean", "PosteriorStandardDeviation", "qPES", "DrawEntropySearch"}
+)
 # Around a failed point nothing is proposed again, in search coordinates.
 _FAILED_RADIUS = 1e-3
 
@@ -55,7 +58,7 @@ def check_acquisition(acquisition: str | AcquisitionFactory) -> None:
 
 
 def choose_acquisition(acquisition: str | AcquisitionFactory, num_outcomes: int, n: int) -> str | AcquisitionFactory:
-    """What ``"auto"`` stands for: ``qLogNEI``, ``qLogNEHVI`` for several outcomes, Thompson sampling for large batches."""
+    """What ``"auto"`` stands for: ``qLogNEI``, ``qLogNEHVI`` for several outcomes; Thompson sampling for big batches."""
     if acquisition != "auto":
         return acquisition
     if n > MANY:
@@ -154,10 +157,12 @@ def propose(request: Request, n: int) -> list[Point]:
     if request.space.enumerable:
         return _from_table(request, n)
     space = request.space
-    common = {"discrete_dims": space.discrete_dims, "cat_dims": space.cat_dims}
+    common: dict[str, Any] = {"discrete_dims": space.discrete_dims, "cat_dims": space.cat_dims}
     acqf = None
     if request.acquisition == THOMPSON:
-        X = torch.cat([_thompson(request, size, objective, common) for size, objective in _thompson_objectives(request, n)])
+        X = torch.cat(
+            [_thompson(request, size, objective, common) for size, objective in _thompson_objectives(request, n)]
+        )
     else:
         acqf = request.build()
         options = {"around": _good_points(request), **request.optimizer_options}
@@ -179,8 +184,7 @@ def _good_points(request: Request) -> Tensor | None:
     inputs = request.surrogate.train_inputs
     if inputs is None:
         return None
-    with torch.no_grad():
-        means = request.surrogate.posterior(inputs[0]).mean[:, : request.num_outcomes].sum(-1)
+    means = moments(request.surrogate, inputs[0])[0][:, : request.num_outcomes].sum(-1)
     best = means.topk(min(5, len(means))).indices
     return request.space.to_search(request.space.decode(inputs[0][best]))
 
@@ -191,8 +195,7 @@ def _thompson_objectives(request: Request, n: int) -> list[tuple[int, Any]]:
         return [(n, request.objective)]
     inputs = request.surrogate.train_inputs
     assert inputs is not None
-    with torch.no_grad():
-        means = request.surrogate.posterior(inputs[0]).mean[:, : request.num_outcomes]
+    means = moments(request.surrogate, inputs[0])[0][:, : request.num_outcomes]
     low, span = means.amin(0), (means.amax(0) - means.amin(0)).clamp_min(1e-9)
     draws = torch.rand(n, request.num_outcomes, generator=request.generator, dtype=torch.double).log().neg()
     weights = draws / draws.sum(-1, keepdim=True)
@@ -234,10 +237,13 @@ def _from_table(request: Request, n: int) -> list[Point]:
     table = space.table()
     closed = space.table_rows(request.taken)
     if request.fixed:
-        closed = sorted({*closed, *(row for row in range(len(table)) if not _holds(space.table_point(row), request.fixed))})
+        closed = sorted(
+            {*closed, *(row for row in range(len(table)) if not _holds(space.table_point(row), request.fixed))}
+        )
     if len(table) - len(closed) < n:
         raise SpaceExhaustedError(
-            f"{n} points were asked of a space with {len(table) - len(closed)} points left; replicates=True asks points again"
+            f"{n} points were asked of a space with {len(table) - len(closed)} points left; replicates=True asks points"
+            " again"
         )
     if request.acquisition == THOMPSON:
         rows: list[int] = []
@@ -255,7 +261,9 @@ def _from_table(request: Request, n: int) -> list[Point]:
         return [space.table_point(row) for row in rows]
     acqf = request.build(table)
     if isinstance(acqf, OneShotAcquisitionFunction):
-        raise UnknownNameError("acquisition function of finite spaces", request.acquisition, [THOMPSON, "qLogNEI", "qUCB"])
+        raise UnknownNameError(
+            "acquisition function of finite spaces", request.acquisition, [THOMPSON, "qLogNEI", "qUCB"]
+        )
     index, _ = optimize_over_candidates(acqf, table, n, exclude=closed)
     return [space.table_point(row) for row in index.tolist()]
 

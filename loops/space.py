@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from seqbdl.errors import InvalidSpaceError, ShapeError
-from seqbdl.loops.parameters import MAX_LEVELS, Parameter, Value, parameter_from_dict
+from seqbdl.loops.choices import Categorical, Ordinal
+from seqbdl.loops.parameters import MAX_LEVELS, Integer, Parameter, Real, Value
 
 if TYPE_CHECKING:
     import gymnasium
@@ -79,6 +80,11 @@ class Space:
         return math.prod(level for level in levels if level is not None)
 
     @property
+    def listed(self) -> bool:
+        """Whether the space is a list of candidates rather than a product of parameters."""
+        return False
+
+    @property
     def bounds(self) -> Tensor:
         """The bounds of the surrogate's inputs, ``2 x dim``: the unit cube."""
         return torch.stack([torch.zeros(self.dim, dtype=torch.double), torch.ones(self.dim, dtype=torch.double)])
@@ -117,7 +123,7 @@ class Space:
         """A point as a dictionary of plain Python values, checked.
 
         Args:
-            value: A mapping from name to value (further keys are ignored), or the values in the order of the parameters.
+            value: A mapping from name to value (further keys are ignored), or the values in the parameters' order.
 
         Raises:
             InvalidSpaceError: A parameter is missing, or a value is not of its kind (a category never seen).
@@ -126,7 +132,9 @@ class Space:
         if isinstance(value, Mapping):
             missing = [name for name in self.names if name not in value]
             if missing:
-                raise InvalidSpaceError(f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}; give every parameter")
+                raise InvalidSpaceError(
+                    f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}; give every parameter"
+                )
             return {p.name: p.check(value[p.name]) for p in self.parameters}
         values = _as_list(value)
         if len(values) != len(self.parameters):
@@ -168,7 +176,8 @@ class Space:
     def from_search(self, Xs: Tensor) -> list[Point]:
         """The nearest valid points of search coordinates ``n x number of parameters``."""
         return [
-            {p.name: p.from_search(x) for p, x in zip(self.parameters, row, strict=True)} for row in Xs.detach().cpu().tolist()
+            {p.name: p.from_search(x) for p, x in zip(self.parameters, row, strict=True)}
+            for row in Xs.detach().cpu().tolist()
         ]
 
     def search_to_model(self, Xs: Tensor) -> Tensor:
@@ -235,7 +244,7 @@ class Space:
         return self._inputs
 
     def table_rows(self, keys: Iterable[tuple[Any, ...]]) -> list[int]:
-        """The rows of the table that have these keys (see :meth:`key`); keys of points outside the table are left out."""
+        """The rows of the table that have these keys (see :meth:`key`); others are left out."""
         self.table()
         return sorted(self._rows[key] for key in keys if key in self._rows)
 
@@ -318,7 +327,8 @@ class Space:
         for name, value in zip(self.names, values, strict=True):
             if isinstance(value, str) or value is None:
                 raise InvalidSpaceError(
-                    f"parameter {name!r}: {value!r} has no place in an array action; use Space.from_gymnasium(env.action_space, env)"
+                    f"parameter {name!r}: {value!r} has no place in an array action; use"
+                    " Space.from_gymnasium(env.action_space, env)"
                 )
         return np.array(values, dtype=np.float64)
 
@@ -332,4 +342,25 @@ def _as_list(value: object) -> list[object]:
         return list(value)
     if isinstance(value, int | float | str):
         return [value]
-    raise InvalidSpaceError(f"a point is a mapping from name to value, or a sequence of values, not a {type(value).__name__}")
+    raise InvalidSpaceError(
+        f"a point is a mapping from name to value, or a sequence of values, not a {type(value).__name__}"
+    )
+
+
+_KINDS: dict[str, type[Parameter]] = {"real": Real, "integer": Integer, "categorical": Categorical, "ordinal": Ordinal}
+
+
+def parameter_from_dict(data: dict[str, Any]) -> Parameter:
+    """The parameter that :meth:`Parameter.to_dict` described.
+
+    Raises:
+        InvalidSpaceError: Unknown type or field, or a field that is not valid.
+    """
+    fields = dict(data)
+    kind = fields.pop("type", None)
+    if kind not in _KINDS:
+        raise InvalidSpaceError(f"parameter type {kind!r} is unknown; the known ones are {', '.join(_KINDS)}")
+    try:
+        return _KINDS[kind](**fields)
+    except TypeError as error:
+        raise InvalidSpaceError(f"parameter {data.get('name')!r} of type {kind!r}: {error}") from error

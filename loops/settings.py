@@ -1,0 +1,50 @@
+"""Defaults and checks of a loop's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seqbdl.errors import InvalidOptionError, ShapeError
+from seqbdl.loops.space import Space
+
+
+def initial_count(initial: int | None, space: Space) -> int:
+    """The number of points of the initial design.
+
+    Raises:
+        InvalidOptionError: It is negative.
+    """
+    if initial is not None:
+        if isinstance(initial, bool) or not isinstance(initial, int) or initial < 0:
+            raise InvalidOptionError(f"initial={initial!r}; it is a number of points, at least 0")
+        return initial
+    count = max(5, min(2 * len(space.parameters), 20))
+    return count if space.cardinality is None else min(count, max(2, space.cardinality // 2))
+
+
+def check_refit(refit: str | int) -> str | int:
+    """``"every"``, ``"update"``, or a number of trials.
+
+    Raises:
+        InvalidOptionError: Anything else.
+    """
+    if refit in ("every", "update") or (isinstance(refit, int) and not isinstance(refit, bool) and refit >= 1):
+        return refit
+    raise InvalidOptionError(f"refit={refit!r}; use 'every', 'update', or a number of trials of at least 1")
+
+
+def check_ref_point(ref_point: Any, num_outcomes: int) -> list[float] | None:
+    """The reference point as a list, one entry per outcome.
+
+    Raises:
+        ShapeError: Another number of entries, or a single outcome.
+    """
+    if ref_point is None:
+        return None
+    values = [float(value) for value in ref_point]
+    if num_outcomes == 1 or len(values) != num_outcomes:
+        raise ShapeError(
+            f"ref_point has {len(values)} entries for num_outcomes={num_outcomes}; it belongs to two or more outcomes "
+            "and needs one entry for each"
+        )
+    return values
