@@ -120,6 +120,7 @@ _ENTRIES: dict[str, _Entry] = {
     "Hartmann3": _synthetic("Hartmann, 3-d: four local optima", "Hartmann", dim=3),
     "Hartmann6": _synthetic("Hartmann, 6-d: six local optima", "Hartmann", dim=6),
     "HolderTable": _synthetic("Holder table, 2-d: four equal corners", "HolderTable"),
+    "Labs30": _synthetic("a binary sequence of 30 with little autocorrelation", "Labs", dim=30),
     "Levy5": _synthetic("Levy, 5-d: wavy", "Levy", dim=5),
     "Levy10": _synthetic("Levy, 10-d: wavy", "Levy", dim=10),
     "Michalewicz5": _synthetic("Michalewicz, 5-d: steep valleys", "Michalewicz", dim=5),
@@ -135,6 +136,7 @@ _ENTRIES: dict[str, _Entry] = {
     # With constraints
     "ConstrainedGramacy": _synthetic("Gramacy's toy, 2-d, 2 constraints", "ConstrainedGramacy"),
     "ConstrainedHartmann6": _synthetic("Hartmann, 6-d, 1 constraint", "ConstrainedHartmann", dim=6),
+    "KeaneBump10": _synthetic("Keane's bumps, 10-d, 2 constraints", "KeaneBumpFunction", dim=10),
     "PressureVessel": _synthetic("cheapest pressure vessel, 4-d, 4 constraints", "PressureVessel"),
     "SpeedReducer": _synthetic("lightest speed reducer, 7-d, 11 constraints", "SpeedReducer"),
     "TensionCompressionString": _synthetic("lightest spring, 3-d, 4 constraints", "TensionCompressionString"),

@@ -27,7 +27,8 @@ class TestFunctionEnv(DecisionEnv):
         constraint_noise_std: the same for the constraints.
 
     The reward is the objective when BoTorch maximizes it by default, and its negative otherwise. Constraints are
-    BoTorch's slacks with the sign turned: feasible when `<= 0`. Problems with integer inputs get a `Dict` space.
+    BoTorch's slacks with the sign turned: feasible when `<= 0`. Problems with integer inputs get a `Dict` space. With
+    several objectives, `info["true_outcomes"]` holds them without noise, and `max_hypervolume` is the best to be had.
     """
 
     __test__ = False  # its name would make pytest collect it
@@ -87,7 +88,9 @@ class TestFunctionEnv(DecisionEnv):
             if isinstance(self.problem, ConstrainedBaseTestProblem):
                 constraints = -self.problem.evaluate_slack_true(x).reshape(-1).numpy().astype(np.float64)
                 constraints = self._noisy(constraints, self.constraint_noise_std)
-        return Evaluation(self._noisy(true, self.noise_std), float(true.mean()), constraints, self.noise_std**2)
+        extra = {"true_outcomes": true.copy()} if self.num_outcomes > 1 else {}
+        noisy = self._noisy(true, self.noise_std)
+        return Evaluation(noisy, float(true.mean()), constraints, self.noise_std**2, None, extra)
 
     def _noisy(self, values: Array, std: Array) -> Array:
         return values + std * self.np_random.standard_normal(len(values)) if std.any() else values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -13,8 +13,11 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from hypothesis import given
+from hypothesis import strategies as st
 
-from seqbdl.envs import EnvInfo, list_envs
+import seqbdl.envs
+from seqbdl.envs import DecisionEnv, EnvInfo, Evaluation, list_envs
 
 INFOS = list_envs()
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -64,8 +67,10 @@ def test_attributes_fit_the_action_space(env: Any) -> None:
     elif isinstance(space, spaces.Dict):
         assert tuple(space.spaces) == env.parameter_names
         for name, options in env.categories.items():
-            assert space[name].n == len(options)
-            assert space[name].start == 0
+            part = space[name]
+            assert isinstance(part, spaces.Discrete)
+            assert part.n == len(options)
+            assert part.start == 0
     else:
         assert env.candidates.shape == (space.n, d)
     if env.num_outcomes > 1:
@@ -112,13 +117,18 @@ def test_the_state_of_np_random_is_the_state_of_the_problem(env: Any) -> None:
     assert [env.step(action)[1] for _ in range(2)] == first
 
 
+def global_states() -> tuple[bytes, bytes]:
+    """The states of the two global generators, PyTorch's and NumPy's."""
+    # Looking at the global generator is the point here.
+    numpy_state = cast(dict[str, Any], np.random.get_state(legacy=False))  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), numpy_state["state"]["key"].tobytes()
+
+
 def test_global_generators_are_left_alone(env: Any) -> None:
-    # NumPy's global generator is what these two calls are about.
-    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = global_states()
     env.reset(seed=0)
     env.step(env.action_space.sample())
-    assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
+    assert global_states() == before
 
 
 def bad_actions(space: spaces.Space[Any]) -> list[tuple[Any, str]]:
@@ -142,6 +152,7 @@ def bad_actions(space: spaces.Space[Any]) -> list[tuple[Any, str]]:
     good = space.sample()
     name = next(iter(space.spaces))
     part = space[name]
+    assert isinstance(part, spaces.Box | spaces.Discrete)
     high = part.start + part.n if isinstance(part, spaces.Discrete) else float(part.high) + 1
     return [
         ({k: v for k, v in good.items() if k != name}, "missing"),
@@ -166,3 +177,43 @@ def test_a_point_off_a_bound_by_rounding_is_moved_onto_it() -> None:
     space = env.action_space
     exact = env.step(space.high)[1]
     assert env.step(space.high + 1e-10)[1] == exact
+
+
+class Parabola(DecisionEnv):
+    """A user's own problem: what `DecisionEnv` asks of a subclass."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Box(-1.0, 1.0, (2,), np.float64), parameter_names=("a", "b"), failure_reward=-9.0)
+
+    def _evaluate(self, point: Any) -> Evaluation:
+        if point[0] < 0:
+            return self.failure("the left half is forbidden", place="left")
+        return Evaluation(np.array([-float((point**2).sum())]))
+
+
+def test_a_subclass_is_a_problem() -> None:
+    env = Parabola()
+    env.reset(seed=0)
+    assert env.step([0.5, 0.5])[1] == -0.5
+    observation, reward, _, _, info = env.step([-0.5, 0.5])
+    assert observation.tolist() == [0.0]
+    assert reward == -9.0
+    assert info["reason"] == "the left half is forbidden"
+    assert info["place"] == "left"
+    with pytest.raises(ValueError, match=r"entry 1 \(b\) is 1.5"):
+        env.step([0.0, 1.5])
+
+
+@given(st.floats(), st.floats())
+def test_exactly_the_points_inside_are_accepted(a: float, b: float) -> None:
+    env = Parabola()
+    if all(abs(value) <= 1.0 for value in (a, b)):
+        assert np.array_equal(np.asarray(env.check_action((a, b))), [a, b])
+    elif not all(abs(value) <= 1.0 + 1e-8 for value in (a, b)):
+        with pytest.raises(ValueError, match="action"):
+            env.check_action((a, b))
+
+
+def test_the_package_offers_its_classes_when_asked() -> None:
+    assert all(hasattr(seqbdl.envs, name) for name in seqbdl.envs.__all__)
+    assert not hasattr(seqbdl.envs, "NoSuchEnv")
