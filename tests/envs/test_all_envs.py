@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -120,7 +120,7 @@ def test_the_state_of_np_random_is_the_state_of_the_problem(env: Any) -> None:
 def global_states() -> tuple[bytes, bytes]:
     """The states of the two global generators, PyTorch's and NumPy's."""
     # Looking at the global generator is the point here.
-    numpy_state = cast(dict[str, Any], np.random.get_state(legacy=False))  # noqa: NPY002
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
     return torch.get_rng_state().numpy().tobytes(), numpy_state["state"]["key"].tobytes()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,17 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
 def test_unknown_bundled_sets_are_refused() -> None:
     with pytest.raises(ValueError, match="bundled sets"):
         load_sklearn("boston")
+
+
+def test_without_any_carrier_the_list_says_so_and_make_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    monkeypatch.setattr(metadata, "files", absent)
+    needing = [info for info in seqbdl.envs.list_envs() if info.install]
+    assert len(needing) == len(TABLES) + 2
+    assert not any(info.available for info in needing)
+    for name, source in TABLES.items():
+        with pytest.raises(ValueError, match=re.escape(source.carrier.install)):
+            gymnasium.make(f"seqbdl/{name}-v0")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import gymnasium
@@ -41,12 +40,9 @@ def test_a_good_configuration_reads_digits_it_has_not_seen() -> None:
     assert info["noise_variance"].tolist() == [0.0]
 
 
-def test_the_problem_is_deterministic_and_cheap() -> None:
-    env = make()
-    first = env.step(GOOD)[1]
-    begin = time.process_time()
+def test_the_problem_is_deterministic() -> None:
+    first = make().step(GOOD)[1]
     assert make().step(GOOD)[1] == first
-    assert time.process_time() - begin < 5.0
     assert make(seed=1).step(GOOD)[1] != first
 
 
