@@ -211,9 +211,9 @@ class Real(Parameter):
         return self.level_value(min(round((value - self.low) / self.step), (self.levels or 1) - 1))
 
     def level_value(self, level: int) -> Value:
-        # twelve significant digits of the grid: 0.30000000000000004 is nothing to weigh
+        # fifteen significant digits: 0.30000000000000004 is nothing to weigh
         value = self.low + level * (self.step or 0.0)
-        return min(float(f"{value:.12g}"), self.high)
+        return min(max(float(f"{value:.15g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)

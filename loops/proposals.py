@@ -58,7 +58,7 @@ def check_acquisition(acquisition: str | AcquisitionFactory) -> None:
 
 
 def choose_acquisition(acquisition: str | AcquisitionFactory, num_outcomes: int, n: int) -> str | AcquisitionFactory:
-    """What ``"auto"`` stands for: ``qLogNEI``, ``qLogNEHVI`` for several outcomes; Thompson sampling for big batches."""
+    """What ``"auto"`` means: ``qLogNEI``, ``qLogNEHVI`` for several outcomes; Thompson sampling for big batches."""
     if acquisition != "auto":
         return acquisition
     if n > MANY:
