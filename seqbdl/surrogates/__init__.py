@@ -3,8 +3,10 @@
 from seqbdl.surrogates import dispatch as _dispatch
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
+from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.gp import GPSurrogate
+from seqbdl.surrogates.hmc import HMCSurrogate
 from seqbdl.surrogates.laplace import LaplaceSurrogate
 from seqbdl.surrogates.nngp import NNGPSurrogate
 from seqbdl.surrogates.registry import (
@@ -23,11 +25,15 @@ for _cls in (
     EnsembleSurrogate,
     LaplaceSurrogate,
     BayesianLastLayerSurrogate,
+    HMCSurrogate,
+    DKLSurrogate,
 ):
     register(_cls)
 
 __all__ = [
     "BayesianLastLayerSurrogate",
+    "DKLSurrogate",
+    "HMCSurrogate",
     "LaplaceSurrogate",
     "EnsembleSurrogate",
     "GPSurrogate",

@@ -20,6 +20,7 @@ from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, Networ
 _SHAPE = 2.0  # of the inverse-gamma prior of the noise: its mean exists, its variance does not
 _KNOWN = 1e6  # shape when the noise is known
 _ADAPTATIONS = (0.0, 0.125, 0.25, 0.5, 1.0)
+_FOLDS = 3
 _MIN_ROWS = 10  # fewer cannot be split to choose an adaptation
 
 
@@ -110,21 +111,22 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
         return last_layer.absorb(prior, features, Y, relative)
 
     def _choose_adaptation(self, X: Tensor, Y: Tensor, variance: Tensor, relative: Tensor, shape: float) -> float:
-        """Fit on half of the rows, score the joint density of the other half, for each share; ties to the smaller."""
+        """Cross-validated log predictive density of each share; ties to the smaller."""
         n = X.shape[0]
         if n < _MIN_ROWS:
             return 0.0
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).to(X.device)
-        train, test = order[: n // 2], order[n // 2 :]
         start = self._start.to(X.device)
-        change = self._fit_weights(X[train], Y[train], variance[train]) - start
-        scores = []
-        for share in _ADAPTATIONS:
-            self._z = start + share * change
-            features = self._features(X)
-            head = self._fit_head(features[train], Y[train], relative[train], shape)
-            both = last_layer.absorb(head, features[test], Y[test], relative[test])
-            scores.append(float((both.log_evidence - head.log_evidence).sum()))
+        scores = [0.0] * len(_ADAPTATIONS)
+        for test in order.chunk(_FOLDS):
+            train = order[~torch.isin(order, test)]
+            change = self._fit_weights(X[train], Y[train], variance[train]) - start
+            for i, share in enumerate(_ADAPTATIONS):
+                self._z = start + share * change
+                features = self._features(X)
+                head = self._fit_head(features[train], Y[train], relative[train], shape)
+                both = last_layer.absorb(head, features[test], Y[test], relative[test])
+                scores[i] += float((both.log_evidence - head.log_evidence).sum())
         return _ADAPTATIONS[max(range(len(scores)), key=lambda i: (scores[i], -i))]
 
     def _relative(self, Y: Tensor, noise: Tensor | None) -> Tensor:
@@ -139,8 +141,9 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
 
     def _joint(self, X: Tensor) -> JointGaussian:
         features = self._features(X)  # batch x q x F
-        white = torch.linalg.solve_triangular(self._head.factor, features.transpose(-1, -2), upper=False)
-        unit = (white.transpose(-1, -2) @ white).unsqueeze(-3)  # batch x 1 x q x q
+        white = torch.linalg.solve_triangular(self._head.factor.T, features.flatten(0, -2), upper=True, left=False)
+        white = white.reshape(features.shape)
+        unit = (white @ white.transpose(-1, -2)).unsqueeze(-3)  # batch x 1 x q x q
         return JointGaussian(features @ self._head.mean, unit * self._head.noise[:, None, None])
 
     def _draw_base(self, n: int, generator: torch.Generator) -> Evaluate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from botorch.fit import fit_gpytorch_mll
@@ -10,7 +11,7 @@ from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from seqbdl.inference.features import fourier_draw
+from seqbdl.inference.features import fourier_draw, squared_exponential
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.kernel import KernelSurrogate
 
@@ -22,13 +23,13 @@ class GPSurrogate(KernelSurrogate):
     draws use random Fourier features, one set per draw, corrected with the exact kernel by Matheron's rule (Wilson et al. 2020).
 
     Args:
-        num_features: Fourier features per draw.
+        num_frequencies: Of the Fourier features, per draw.
     """
 
     name = "gp"
 
-    def __init__(self, *args: object, num_features: int = 512, **kwargs: object) -> None:
-        self.num_features = num_features
+    def __init__(self, *args: Any, num_frequencies: int = 512, **kwargs: Any) -> None:
+        self.num_frequencies = num_frequencies
         super().__init__(*args, **kwargs)
 
     def _initial_hyperparameters(self) -> dict[str, Tensor]:
@@ -41,22 +42,38 @@ class GPSurrogate(KernelSurrogate):
         }
 
     def _learn(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        known = None if noise is None else noise.expand_as(Y).clamp_min(1e-9)
-        model = SingleTaskGP(X, Y, known, outcome_transform=None)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        model.eval()
-        m = self.output_dim
-        lengthscale = model.covar_module.lengthscale.reshape(m, -1)
-        mean = model.mean_module.constant.reshape(-1).expand(m)
-        variance = model.likelihood.noise.reshape(m, -1).T if known is None else known
+        lengthscale, mean, variance = fit_single_task_gp(X, Y, noise)
         return {"lengthscale": lengthscale, "mean": mean}, variance
 
+    def _features(self, X: Tensor) -> Tensor:
+        """Inputs in units of the lengthscales, ``batch x q x d -> batch x m x q x d``."""
+        return X.unsqueeze(-3) / self._hyper["lengthscale"].unsqueeze(-2)
+
     def _kernel(self, X1: Tensor, X2: Tensor) -> Tensor:
-        scale = self._hyper["lengthscale"].unsqueeze(-2)  # m x 1 x d
-        a, b = X1.unsqueeze(-3) / scale, X2.unsqueeze(-3) / scale
-        cross = a @ b.transpose(-1, -2)
-        distance = a.square().sum(-1, keepdim=True) + b.square().sum(-1).unsqueeze(-2) - 2 * cross
-        return torch.exp(-0.5 * distance.clamp_min(0.0))
+        return squared_exponential(self._features(X1), self._features(X2))
 
     def _prior_draw(self, n: int, generator: torch.Generator) -> Evaluate:
-        return fourier_draw(self._hyper["lengthscale"], n, self.num_features, generator)
+        return fourier_draw(
+            self._features, self.output_dim, self.input_dim, n, self.num_frequencies, generator, self._hyper["mean"]
+        )
+
+
+def fit_single_task_gp(X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Hyperparameters of BoTorch's default Gaussian process.
+
+    Args:
+        X: ``n x d`` in the unit cube.
+        Y: ``n x m`` standardized.
+        noise: ``n x m`` or ``1 x m`` known variances, or ``None``.
+
+    Returns:
+        Lengthscales ``m x d``, constant means ``m``, noise variances ``1 x m`` (``n x m`` if known).
+    """
+    m = Y.shape[1]
+    known = None if noise is None else noise.expand_as(Y).clamp_min(1e-9)
+    model = SingleTaskGP(X, Y, known, outcome_transform=None)
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    lengthscale = model.covar_module.lengthscale.reshape(m, -1).detach()
+    mean = model.mean_module.constant.reshape(-1).expand(m).detach()
+    variance = model.likelihood.noise.reshape(m, -1).T.detach() if known is None else known
+    return lengthscale, mean, variance
