@@ -47,7 +47,7 @@ demo: $(VENV)/.seqbdl-run
 	$(BIN)/seqbdl demo $(DEMO_ARGS)
 
 test: $(VENV)/.seqbdl-dev
-	SEQBDL_QUICK=1 $(BIN)/python -m pytest -n $(WORKERS) --nbmake tests notebooks $(PYTEST_ARGS)
+	SEQBDL_QUICK=1 $(BIN)/pytest -n $(WORKERS) --nbmake tests notebooks $(PYTEST_ARGS)
 
 lint: $(VENV)/.seqbdl-dev
 	$(BIN)/ruff check

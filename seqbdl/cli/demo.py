@@ -186,10 +186,10 @@ def _sections(result: RaceResult, traces: Sequence[Trace], image: str, goal: Goa
         Section("The race", image=image),
         Section(
             "In numbers",
-            f"All methods share the initial design of a seed. The {goal.label} ({goal.better}) is the median of the best "
-            f"values of {result.seeds} runs after {result.evaluations} evaluations. “Matches at”: the evaluation at which "
-            f"a method was as good as random search in the end. “Random needs”: the mean number of random evaluations "
-            f"until one is as good as the method's median, estimated from {len(result.pool)} independent ones.",
+            f"All methods share the initial design of a seed. The {goal.label} ({goal.better}) is the median of the "
+            f"best values of {result.seeds} runs after {result.evaluations} evaluations. “Matches at”: the evaluation "
+            f"at which a method was as good as random search in the end. “Random needs”: the mean number of random "
+            f"evaluations until one is as good as the method's median, estimated from {len(result.pool)} of them.",
             table=table(result, goal),
         ),
         Section("The best configuration of each method", table=Table(["method", *titles, *names], rows, marked=[0])),

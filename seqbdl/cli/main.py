@@ -149,6 +149,8 @@ def optimize(
     for line in result.headline:
         console.print(line, highlight=False)
     console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    if not result.succeeded:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -176,7 +178,7 @@ def envs(form: FormatOption = Format.table) -> None:
 
 
 def _first_sentence(text: str | None) -> str:
-    paragraph = " ".join((text or "").strip().split("\n\n")[0].split())
+    paragraph = " ".join((text or "").strip().split("\n\n")[0].split()).replace("``", "")
     return paragraph
 
 

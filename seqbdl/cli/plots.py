@@ -37,22 +37,6 @@ def race_figure(traces: Sequence[Trace], result: RaceResult, initial: int, goal:
     return figure
 
 
-def trials_figure(values: Sequence[float], maximize: bool, initial: int, label: str) -> Figure:
-    """Every observed outcome of one optimization and the best so far; failed trials leave gaps."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    observed = np.asarray(values, dtype=float)
-    count = np.arange(1, len(observed) + 1)
-    running = np.fmax.accumulate(observed) if maximize else np.fmin.accumulate(observed)
-    axes.plot(count, observed, "o", color=COLOURS[0], markersize=4, alpha=0.6, label="observed")
-    axes.step(count, running, where="post", color=COLOURS[1], label="best so far")
-    if 0 < initial < len(observed):
-        axes.axvline(initial + 0.5, color="black", linewidth=0.8, linestyle=":", label="end of the initial design")
-    axes.set(xlabel="evaluations", ylabel=label)
-    axes.legend(frameon=False)
-    return figure
-
-
 def _colours(methods: Sequence[str]) -> Mapping[str, str]:
     chosen = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(methods))}
     return chosen | {RANDOM: GREY}

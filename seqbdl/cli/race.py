@@ -8,21 +8,26 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from queue import Empty
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import torch
 
 import seqbdl.envs  # noqa: F401  (registers the environments, in every worker)
-from seqbdl.loops.bayes_opt import BayesOptLoop
-from seqbdl.loops.space import Space
+from seqbdl.errors import SeqbdlError
+from seqbdl.loops import BayesOptLoop, Space
 
 RANDOM = "random search"
+
+
+class RaceError(SeqbdlError):
+    """A run failed in its worker; the worker's log has the traceback."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,8 @@ class Trace:
         return best
 
 
-class _Queue(Protocol):
-    def put(self, item: tuple[tuple[str, int], Evaluation]) -> None: ...
-    def get(self, block: bool = True, timeout: float | None = None) -> tuple[tuple[str, int], Evaluation]: ...
+Watcher = Callable[[tuple[str, int], Evaluation], None]
+"""Told of every evaluation, with the key of its run."""
 
 
 def open_problem(env_id: str, seed: int, options: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, Any], Space]:
@@ -113,7 +117,7 @@ def initial_design(task: Task, count: int) -> tuple[Evaluation, ...]:
     return tuple(_evaluate(env, space, point, 0.0) for point in (points if isinstance(points, list) else [points]))
 
 
-def run_task(task: Task, queue: _Queue | None = None) -> Trace:
+def run_task(task: Task, watcher: Watcher | None = None) -> Trace:
     """Run a method to the end of its budget, or to its deadline."""
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -130,8 +134,8 @@ def run_task(task: Task, queue: _Queue | None = None) -> Trace:
         evaluation = _evaluate(env, space, point, time.perf_counter() - asked)
         _tell(loop, evaluation)
         done.append(evaluation)
-        if queue is not None:
-            queue.put((task.key, evaluation))
+        if watcher is not None:
+            watcher(task.key, evaluation)
     env.close()
     return Trace(task, tuple(done), time.perf_counter() - start)
 
@@ -166,7 +170,7 @@ def race(
     tasks: Iterable[Task],
     initial: int,
     workers: int,
-    report: Callable[[tuple[str, int], Evaluation], None],
+    report: Watcher,
     log: Path | None = None,
 ) -> Iterator[Trace]:
     """Run all tasks, each from the initial design of its seed, and give back traces as they end.
@@ -180,42 +184,52 @@ def race(
     """
     tasks = list(tasks)
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, context, initializer=_redirect, initargs=(log,)) as pool,
-    ):
-        queue: _Queue = manager.Queue()
+    queue: SimpleQueue[tuple[tuple[str, int], Evaluation]] = context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(log, queue)) as pool:
         first = {task.seed: task for task in tasks if task.initial is None}
-        designs = dict(zip(first, pool.map(initial_design, first.values(), [initial] * len(first)), strict=True))
+        designs = dict(zip(first, pool.map(_safe_design, first.values(), [initial] * len(first)), strict=True))
         started = [task if task.initial is not None else replace(task, initial=designs[task.seed]) for task in tasks]
         for task in started:
             for evaluation in task.initial or ():
                 report(task.key, evaluation)
-        pending = [pool.submit(run_task, task, queue) for task in started]
+        pending = {pool.submit(_safe_run, task) for task in started}
         try:
             while pending:
-                _drain(queue, report)
-                for future in [future for future in pending if future.done()]:
-                    pending.remove(future)
-                    _drain(queue, report, wait=0.0)
+                done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+                while not queue.empty():  # a run's evaluations are in the queue before its result is there
+                    report(*queue.get())
+                for future in done:
                     yield future.result()
         finally:
             for future in pending:
                 future.cancel()
 
 
-def _redirect(log: Path | None) -> None:
-    """Send standard error, that of libraries in C included, to a file."""
+_emit: Watcher | None = None  # in a worker: puts evaluations into the queue to the parent
+
+
+def _start_worker(log: Path | None, queue: SimpleQueue[tuple[tuple[str, int], Evaluation]]) -> None:
+    """Remember the queue, and send standard error, that of libraries in C included, to a file."""
+    global _emit
+    _emit = lambda key, evaluation: queue.put((key, evaluation))  # noqa: E731
     if log is not None:
         handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(handle, 2)
         os.close(handle)
 
 
-def _drain(queue: _Queue, report: Callable[[tuple[str, int], Evaluation], None], wait: float = 0.1) -> None:
+def _safe_run(task: Task) -> Trace:
+    """In a worker: exceptions of any class become one that can travel between processes."""
     try:
-        report(*queue.get(timeout=wait) if wait else queue.get(block=False))
-        while True:
-            report(*queue.get(block=False))
-    except Empty:
-        return
+        return run_task(task, _emit)
+    except Exception as error:
+        traceback.print_exc()
+        raise RaceError(f"{task.method}, seed {task.seed}: {type(error).__name__}: {error}") from None
+
+
+def _safe_design(task: Task, count: int) -> tuple[Evaluation, ...]:
+    try:
+        return initial_design(task, count)
+    except Exception as error:
+        traceback.print_exc()
+        raise RaceError(f"initial design, seed {task.seed}: {type(error).__name__}: {error}") from None
