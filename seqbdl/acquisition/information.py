@@ -79,9 +79,17 @@ class Gibbon(qLowerBoundMaxValueEntropy):
         return gain + 0.5 * torch.log1p(-share).unsqueeze(0)
 
 
-def q_mes(context: AcquisitionContext, *, num_optima: int = 16, num_y_samples: int = 128) -> AcquisitionFunction:
-    """Max-value entropy search, Monte Carlo; pending points by fantasies."""
+def q_mes(
+    context: AcquisitionContext, *, num_optima: int = 16, num_y_samples: int = 128, method: str = "auto"
+) -> AcquisitionFunction:
+    """Max-value entropy search, Monte Carlo; pending points by fantasies.
+
+    ``method="gaussian"`` is BoTorch's; ``"draws"`` is :class:`DrawEntropySearch`, right for particles, whose
+    information a Gaussian with the same moments misses; ``"auto"`` takes the second for particles.
+    """
     scalar = context.scalar()
+    if _from_draws(scalar, method):
+        return draw_entropy_search(context, about="value", num_groups=16)
     return MaxValueEntropy(
         scalar.surrogate,
         scalar.optima(num_optima).values,
@@ -111,11 +119,17 @@ def q_jes(
     num_optima: int = 16,
     estimation_type: str = "LB",
     condition_noiseless: bool = True,
+    method: str = "auto",
 ) -> AcquisitionFunction:
-    """Joint entropy search (Hvarfner et al. 2022; Tu et al. 2022): about the optimum's place and value together."""
+    """Joint entropy search (Hvarfner et al. 2022; Tu et al. 2022): about the optimum's place and value together.
+
+    ``method`` as for :func:`q_mes`.
+    """
     if estimation_type not in ("LB", "MC"):
         raise context.error(f'estimation_type={estimation_type!r}; it is "LB" or "MC"')
     scalar = context.scalar()
+    if _from_draws(scalar, method):
+        return draw_entropy_search(context, about="both", num_groups=16)
     optima = scalar.optima(num_optima)
     return qJointEntropySearch(
         scalar.surrogate,
@@ -151,14 +165,14 @@ def draw_entropy_search(
     about: str = "value",
     raw_samples: int = 512,
 ) -> AcquisitionFunction:
-    """Entropy search straight from function draws: right for posteriors that are far from Gaussian."""
-    if context.X_pending is not None and context.X_pending.shape[0] > 0:
-        raise context.error("cannot take X_pending into account; use qMES, GIBBON or qJES")
-    if about not in ("value", "place"):
-        raise context.error(f'about={about!r}; it is "value" (of the maximum) or "place"')
+    """Entropy search straight from function draws: right for posteriors that are far from Gaussian.
+
+    ``about`` says what to learn: the maximum's ``"value"``, its ``"place"``, or ``"both"``.
+    """
+    if about not in ("value", "place", "both"):
+        raise context.error(f'about={about!r}; it is "value" (of the maximum), "place" or "both"')
     scalar = context.scalar()
-    generator = torch.Generator().manual_seed(context.seed)
-    draws = function_draws(scalar.surrogate, num_draws, generator)
+    draws = function_draws(scalar.surrogate, num_draws, torch.Generator().manual_seed(context.seed))
     points = scalar.spread_points(raw_samples)
     if scalar.baseline is not None and context.candidates is None:
         points = torch.cat([points, scalar.baseline.to(points)])
@@ -167,8 +181,27 @@ def draw_entropy_search(
         some = scalar.some_point()
         noisy = posterior_of(scalar.surrogate, some, observation_noise=True).variance
         noise = (noisy - posterior_of(scalar.surrogate, some).variance).clamp_min(1e-12).mean()
-    key = values if about == "value" else inputs
-    return DrawEntropySearch(scalar.surrogate, draws, key, noise, num_groups=num_groups, seed=context.seed)
+    key = {"value": values, "place": inputs, "both": torch.cat([inputs, values.unsqueeze(-1)], dim=-1)}[about]
+    return DrawEntropySearch(
+        scalar.surrogate,
+        draws,
+        key,
+        noise,
+        num_groups=num_groups,
+        num_fantasies=16 if context.num_fantasies is None else context.num_fantasies,
+        X_pending=context.X_pending,
+        seed=context.seed,
+    )
+
+
+def _from_draws(context: AcquisitionContext, method: str) -> bool:
+    """Whether to estimate from function draws: where the posterior is a set of weighted functions, unless told."""
+    if method not in ("auto", "gaussian", "draws"):
+        raise context.error(f'method={method!r}; it is "auto", "gaussian" or "draws"')
+    if method != "auto":
+        return method == "draws"
+    with torch.no_grad():
+        return hasattr(posterior_of(context.surrogate, context.some_point()), "num_particles")
 
 
 def _roughly_maximize(draws: Draws, points: Tensor, bounds: Tensor | None, rounds: int = 3) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def optimize_acquisition(
         if q > 1 and one_by_one:
             raise InvalidOptionError(f"{type(acqf).__name__} takes one point at a time; pass sequential=True")
         return solve(q)
-    if isinstance(acqf, AnalyticAcquisitionFunction | DrawEntropySearch):
+    if isinstance(acqf, AnalyticAcquisitionFunction):
         raise InvalidOptionError(
             f"{type(acqf).__name__} cannot build batches (it ignores pending points); use a q* method such as qLogNEI"
         )

@@ -10,7 +10,6 @@ from botorch.acquisition.analytic import AnalyticAcquisitionFunction
 from torch import Tensor
 
 from seqbdl.acquisition.ascent import evaluate_in_chunks
-from seqbdl.acquisition.draw_entropy import DrawEntropySearch
 from seqbdl.acquisition.draws import Encode
 from seqbdl.acquisition.encoding import SearchView
 from seqbdl.errors import InvalidOptionError, ShapeError
@@ -49,7 +48,7 @@ def optimize_over_candidates(
             f'{type(acqf).__name__} is one-shot and cannot be enumerated; build it with make_acquisition("qKG", '
             "candidates=...), whose inner maximum is over candidates"
         )
-    if q > 1 and isinstance(acqf, AnalyticAcquisitionFunction | DrawEntropySearch):
+    if q > 1 and isinstance(acqf, AnalyticAcquisitionFunction):
         raise InvalidOptionError(
             f"{type(acqf).__name__} cannot build batches (it ignores pending points); use a q* method such as qLogNEI"
         )
