@@ -92,23 +92,22 @@ class EnvEvaluator:
         observation, reward, terminated, truncated, info = self.env.step(self.to_action(action))
         if terminated or truncated:
             observation, _ = self.env.reset()
+        if bool(info.get("failed", False)):
+            reason = str(info.get("reason", "failed"))
+            return Evaluation(failed=True, reason=reason, observation=observation, info=info)
         outcome: Any = float(reward)
         if self.num_outcomes > 1:
             if "outcomes" not in info:
-                raise InvalidOptionError("the environment reports no info['outcomes']; use a loop with num_outcomes=1")
+                raise InvalidOptionError(
+                    "the environment reports no info['outcomes']; use a loop with num_outcomes=1"
+                )
             outcome = np.asarray(info["outcomes"], dtype=np.float64)
-        constraints = info.get("constraints")
-        if constraints is not None and np.size(constraints) == 0:
-            constraints = None
         noise = info.get("noise_variance") if self.known_noise else None
-        failed = bool(info.get("failed", False))
         return Evaluation(
-            outcome=None if failed else outcome,
-            constraints=constraints if self._num_constraints and not failed else None,
-            Yvar=None if failed or noise is None else np.asarray(noise, dtype=np.float64),
-            true_value=None if failed else info.get("true_value"),
-            failed=failed,
-            reason=str(info.get("reason", "failed")) if failed else "",
+            outcome=outcome,
+            constraints=info.get("constraints") if self._num_constraints else None,
+            Yvar=None if noise is None else np.asarray(noise, dtype=np.float64),
+            true_value=info.get("true_value"),
             observation=observation,
             info=info,
         )
