@@ -119,3 +119,21 @@ def restore_generator(state: Tensor, device: torch.device | str = "cpu") -> torc
     generator = torch.Generator(device=device)
     generator.set_state(state.to(torch.uint8).cpu())
     return generator
+
+
+def is_dense(node: Any) -> bool:
+    """Whether every tensor of a tree is stored row by row."""
+    if isinstance(node, dict):
+        return all(is_dense(value) for value in node.values())
+    if isinstance(node, list | tuple):
+        return all(is_dense(value) for value in node)
+    return not isinstance(node, Tensor) or node.is_contiguous()
+
+
+def dense(node: Any) -> Any:
+    """The tree with every tensor stored row by row, as :func:`load_tree` gives it back."""
+    if isinstance(node, dict):
+        return {key: dense(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [dense(value) for value in node]
+    return node.contiguous() if isinstance(node, Tensor) else node

@@ -19,7 +19,7 @@ from torch import Tensor
 from seqbdl._checks import check_data, check_inputs, check_tensor
 from seqbdl.errors import InvalidOptionError, ShapeError, StateError, UnknownNameError
 from seqbdl.posteriors import FunctionDraws, Prediction
-from seqbdl.serialization import generator_state, restore_generator
+from seqbdl.serialization import dense, generator_state, is_dense, restore_generator
 from seqbdl.surrogates.scaling import Scaling
 
 LIKELIHOODS = ("gaussian",)
@@ -116,6 +116,7 @@ class Surrogate(Model, FantasizeMixin):
         self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), bounds)
         self._X, self._Y, self._Yvar = X, Y, None if Yvar is None else Yvar.detach()
         self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+        self._settle()
         return self
 
     def update(self, X: Tensor, Y: Tensor, Yvar: Tensor | None = None) -> Self:
@@ -134,11 +135,19 @@ class Surrogate(Model, FantasizeMixin):
             return self.fit(X, Y, Yvar)
         X, Y = X.detach().to(self._X), Y.detach().to(self._Y)
         self._update(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+        self._settle()
         if self._Yvar is not None or Yvar is not None:
             old = self._known_variances(self._Yvar, self._Y)
             self._Yvar = torch.cat([old, self._known_variances(Yvar, Y).to(old)])
         self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
         return self
+
+    def _settle(self) -> None:
+        """Lay the state out as loading would: products with transposed storage round differently, and a surrogate that was
+        saved and loaded must answer the same to the last bit."""
+        state = self._get_state()
+        if not is_dense(state):
+            self._set_state(dense(state))
 
     def _known_variances(self, Yvar: Tensor | None, Y: Tensor) -> Tensor:
         if Yvar is not None:
