@@ -23,9 +23,9 @@ _MIN_ROWS = 8  # fewer rows cannot be split into folds that say anything
 class DKLSurrogate(KernelSurrogate):
     """A Gaussian process with a squared-exponential kernel on features that a network learns from the inputs.
 
-    Widths: the features are ``x / lengthscale + phi_w(x)``, a learned warp of the inputs that begins at zero, so training begins at the
-    plain Gaussian process ``gp``. A module: its outputs stand beside ``x / lengthscale``. Training follows the evidence with a prior on the
-    weights and stops where held-out predictions are best, at step 0 if the network does not help; see
+    Widths: the features are ``x / lengthscale + phi_w(x)``, a learned warp of the inputs that begins at zero. A module: its outputs stand
+    beside ``x / lengthscale``. Training follows the evidence with a prior on the weights and stops where held-out predictions are
+    best; where the network does not help, the surrogate is the plain Gaussian process ``gp``. See
     :mod:`seqbdl.inference.deep_kernel`.
 
     Args:
@@ -45,8 +45,8 @@ class DKLSurrogate(KernelSurrogate):
         network: NetworkSpec = (32, 32),
         activation: str = "erf",
         num_features: int = 4,
-        warp_scale: float = 1.0,
-        max_steps: int = 150,
+        warp_scale: float = 3.0,
+        max_steps: int = 200,
         num_frequencies: int = 512,
         **kwargs: Any,
     ) -> None:
@@ -125,8 +125,10 @@ class DKLSurrogate(KernelSurrogate):
         if X.shape[0] < _MIN_ROWS or self.settings.max_steps == 0:
             return plain, variance
         gate = X.new_ones(())
+        shut = X.new_zeros(())
         fit = train_deep_kernel(
             lambda w, scale, points: self._stacked_features(w, scale, points, gate),
+            lambda w, scale, points: self._stacked_features(w, scale, points, shut),
             first,
             X,
             Y,
