@@ -45,8 +45,8 @@ class DemoSettings:
     surrogates: tuple[str, ...] = ("nngp", "laplace", "dkl")
     budget: int = 40
     initial: int = 10
-    seeds: int = 2
-    random_pool: int = 300
+    seeds: int = 3
+    random_pool: int = 800
     workers: int | None = None
     time_limit: float = 240.0
 
@@ -88,13 +88,13 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     result = summarize(traces, _random_values(finished, settings.initial), settings.initial)
     seconds = time.time() - start
     headline = tuple(verdict(result, goal))
-    figure = race_figure(traces, result, settings.initial, goal)
+    figure = race_figure(result, settings.initial, goal)
     figure.savefig(settings.out / "race.png", dpi=130)
     report = Report(
         title=f"Bayesian optimization against random search: {settings.env_id}",
         subtitle=description,
         headline=headline,
-        sections=_sections(result, traces, embed(figure), goal),
+        sections=_sections(result, embed(figure), goal),
         provenance=[*versions(), f"{workers} processes, {seconds:.0f} s in all", time.strftime("%Y-%m-%d %H:%M")],
     ).write(settings.out / "report.html")
     _write_tables(settings.out, finished, result, headline)
@@ -169,10 +169,10 @@ def _random_values(traces: Sequence[Trace], initial: int) -> list[float]:
     return values
 
 
-def _sections(result: RaceResult, traces: Sequence[Trace], image: str, goal: Goal) -> list[Section]:
+def _sections(result: RaceResult, image: str, goal: Goal) -> list[Section]:
     winners = []
     for item in result.methods:
-        runs = [trace for trace in traces if trace.task.method == item.method]
+        runs = [trace for trace in result.traces if trace.task.method == item.method]
         every = [e for trace in runs for e in trace.evaluations[: result.evaluations]]
         winners.append((item.method, max(every, key=lambda e: e.value)))
     names, extra = list(winners[0][1].point), list(winners[0][1].extra)

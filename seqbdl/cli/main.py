@@ -117,11 +117,13 @@ def _print_race(result: object, console: Console) -> None:
 
     assert isinstance(result, DemoResult)
     content = table(result.race, result.goal)
-    shown = Table(title=f"After {result.race.evaluations} evaluations, {result.race.seeds} seed(s)")
-    for index, column in enumerate(content.columns):
-        shown.add_column(column, justify="right" if content.is_number(index) else "left")
-    for index, row in enumerate(content.rows):
-        shown.add_row(*row, style="bold" if index in content.marked else None)
+    seeds = f"median of {result.race.seeds} seeds" if result.race.seeds > 1 else "one seed"
+    shown = Table(title=f"After {result.race.evaluations} evaluations, {seeds}", box=SIMPLE_HEAD)
+    columns = [index for index, name in enumerate(content.columns) if name not in ("worst … best", "matches at")]
+    for index in columns:  # what fits 80 characters; the report has all columns
+        shown.add_column(content.columns[index], justify="right" if content.is_number(index) else "left", no_wrap=True)
+    for number, row in enumerate(content.rows):
+        shown.add_row(*(row[index] for index in columns), style="bold" if number in content.marked else None)
     console.print(shown)
     for line in result.headline:
         console.print(line, highlight=False)

@@ -17,8 +17,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#777777"
 
 
-def race_figure(traces: Sequence[Trace], result: RaceResult, initial: int, goal: Goal) -> Figure:
+def race_figure(result: RaceResult, initial: int, goal: Goal) -> Figure:
     """Best value so far of each method (median and range over seeds), and where single evaluations landed."""
+    traces = result.traces
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     curves, spread = figure.subplots(1, 2, width_ratios=(1.6, 1))
     colours = _colours([item.method for item in result.surrogates])

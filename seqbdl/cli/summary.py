@@ -85,12 +85,23 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class RaceResult:
-    """All methods, best first; random search is among them."""
+    """All methods, best first; random search is among them.
+
+    Attributes:
+        evaluations: The number of evaluations at which runs are compared.
+        seeds: How many seeds are compared.
+        cut: How many seeds are left out because a time limit cut their runs short.
+        methods: Best first.
+        pool: Values of independent random evaluations.
+        traces: The runs that are compared.
+    """
 
     evaluations: int
     seeds: int
+    cut: int
     methods: tuple[MethodResult, ...]
     pool: tuple[float, ...]
+    traces: tuple[Trace, ...]
 
     @property
     def random(self) -> MethodResult:
@@ -102,13 +113,19 @@ class RaceResult:
 
 
 def summarize(traces: Sequence[Trace], pool: Sequence[float], initial: int) -> RaceResult:
-    """Compare the runs at the largest number of evaluations that all of them reached.
+    """Compare the runs at equal numbers of evaluations.
+
+    Seeds under which a run was cut short by a time limit are left out while there are whole ones. Otherwise all seeds
+    are compared at the largest number of evaluations that every run reached.
 
     Args:
         traces: One run for every method and seed, `RANDOM` among the methods.
         pool: Values of independent random evaluations, those of the random runs included.
         initial: Size of the initial design, whose points cost no thinking.
     """
+    cut = {trace.task.seed for trace in traces if len(trace.evaluations) < trace.task.budget}
+    whole = [trace for trace in traces if trace.task.seed not in cut]
+    traces = whole or traces
     evaluations = min(len(trace.evaluations) for trace in traces)
     by_method: dict[str, dict[int, Trace]] = {}
     for trace in traces:
@@ -116,7 +133,8 @@ def summarize(traces: Sequence[Trace], pool: Sequence[float], initial: int) -> R
     reference = {seed: trace.best_so_far()[evaluations - 1] for seed, trace in by_method[RANDOM].items()}
     results = [_method(method, runs, reference, pool, evaluations, initial) for method, runs in by_method.items()]
     results.sort(key=lambda result: result.median, reverse=True)
-    return RaceResult(evaluations, len(reference), tuple(results), tuple(pool))
+    left_out = len(cut) if whole else 0
+    return RaceResult(evaluations, len(reference), left_out, tuple(results), tuple(pool), tuple(traces))
 
 
 def _method(
@@ -197,4 +215,6 @@ def verdict(result: RaceResult, goal: Goal) -> list[str]:
         wins = sum(item.wins for item in result.surrogates)
         runs = result.seeds * len(result.surrogates)
         lines.append(f"{count} beat random search in the median, and in {wins} of {runs} single runs.")
+    if result.cut:
+        lines.append(f"{result.cut} more seed(s) were cut short by the time limit and are left out.")
     return lines

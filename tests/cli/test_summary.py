@@ -11,9 +11,9 @@ from seqbdl.cli.summary import Goal, RandomNeed, summarize, table, verdict
 LOSS = Goal.named("-validation_loss")
 
 
-def trace(method: str, seed: int, values: Sequence[float], seconds: float = 1.0) -> Trace:
-    task = Task(method, seed, "seqbdl/Branin-v0", budget=len(values))
-    return Trace(task, tuple(Evaluation({"x": 0.0}, value, None, seconds) for value in values), 1.0)
+def trace(method: str, seed: int, values: Sequence[float], budget: int | None = None) -> Trace:
+    task = Task(method, seed, "seqbdl/Branin-v0", budget=budget or len(values))
+    return Trace(task, tuple(Evaluation({"x": 0.0}, value, None, 1.0) for value in values), 1.0)
 
 
 RUNS = [
@@ -42,10 +42,20 @@ def test_numbers_by_hand() -> None:
     assert result.surrogates == [first]
 
 
-def test_runs_of_different_lengths_are_compared_at_the_shorter() -> None:
-    result = summarize([*RUNS[:3], trace(RANDOM, 1, [-5, -4, -4])], POOL, initial=2)
+def test_seeds_that_were_cut_short_are_left_out() -> None:
+    result = summarize([*RUNS[:3], trace(RANDOM, 1, [-5, -4, -4], budget=4)], POOL, initial=2)
+    assert (result.evaluations, result.seeds, result.cut) == (4, 1, 1)
+    assert "1 more seed(s) were cut short" in " ".join(verdict(result, LOSS))
+    assert len(race_figure(result, 2, LOSS).axes) == 2
+    assert result.surrogates[0].finals == (-1,)
+
+
+def test_when_every_seed_was_cut_short_runs_are_compared_at_the_shortest() -> None:
+    short = [trace(RANDOM, 0, [-5, -4, -4], budget=4), trace(RANDOM, 1, [-5, -4, -4], budget=4)]
+    result = summarize([*RUNS[:2], *short], POOL, initial=2)
     assert result.evaluations == 3
     assert result.surrogates[0].finals == (-1, -3)
+    assert len(race_figure(result, 2, LOSS).axes) == 2
 
 
 def test_random_need_says_when_nothing_was_as_good() -> None:
@@ -97,5 +107,5 @@ def test_goal_names() -> None:
 
 def test_figure_of_one_seed_and_equal_values() -> None:
     runs = [trace("a", 0, [1.0, 1.0]), trace(RANDOM, 0, [1.0, 1.0])]
-    figure = race_figure(runs, summarize(runs, [1.0], initial=1), 1, Goal("reward"))
+    figure = race_figure(summarize(runs, [1.0], initial=1), 1, Goal("reward"))
     assert len(figure.axes) == 2
