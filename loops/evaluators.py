@@ -98,9 +98,7 @@ class EnvEvaluator:
         outcome: Any = float(reward)
         if self.num_outcomes > 1:
             if "outcomes" not in info:
-                raise InvalidOptionError(
-                    "the environment reports no info['outcomes']; use a loop with num_outcomes=1"
-                )
+                raise InvalidOptionError("the environment reports no info['outcomes']; use a loop with num_outcomes=1")
             outcome = np.asarray(info["outcomes"], dtype=np.float64)
         noise = info.get("noise_variance") if self.known_noise else None
         return Evaluation(

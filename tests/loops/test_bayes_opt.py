@@ -112,9 +112,7 @@ def test_large_batches_use_thompson_sampling(branin_space: Space, branin_functio
 
 
 @pytest.mark.parametrize("acquisition", ["thompson", "qLogEI", "qUCB", "LogEI", "qKG"])
-def test_other_acquisitions(
-    branin_space: Space, branin_function: Any, fast: dict[str, Any], acquisition: str
-) -> None:
+def test_other_acquisitions(branin_space: Space, branin_function: Any, fast: dict[str, Any], acquisition: str) -> None:
     options = dict(fast)
     if acquisition == "qKG":
         options["acquisition_options"] = {"num_fantasies": 4}
@@ -193,14 +191,22 @@ def test_several_outcomes_in_different_directions(fast: dict[str, Any]) -> None:
     assert len(front) >= 4
     assert np.mean([record.point["y"] for record in front]) < 0.2
     assert {space.key(point) for point in loop.recommend()} <= {space.key(record.point) for record in loop.history}
-    random = play(BayesOptLoop(space, "gp", "random", num_outcomes=2, objective=["maximize", "minimize"], ref_point=[-0.6, 0.6]), evaluate, 15)
+    random = play(
+        BayesOptLoop(space, "gp", "random", num_outcomes=2, objective=["maximize", "minimize"], ref_point=[-0.6, 0.6]),
+        evaluate,
+        15,
+    )
     assert volume[-1] > random.history.best_so_far()[-1]
 
 
 def test_several_outcomes_by_thompson_sampling() -> None:
     space = Space([Real("x", 0, 1), Real("y", 0, 1)])
     loop = BayesOptLoop(
-        space, acquisition="thompson", num_outcomes=2, initial=5, optimizer_options={"num_restarts": 1, "raw_samples": 64}
+        space,
+        acquisition="thompson",
+        num_outcomes=2,
+        initial=5,
+        optimizer_options={"num_restarts": 1, "raw_samples": 64},
     )
     play(loop, lambda p: [-((p["x"] - 0.2) ** 2) - p["y"], -((p["x"] - 0.8) ** 2) - p["y"]], 5)
     batch = loop.ask(n=6)
@@ -338,7 +344,11 @@ def test_a_surrogate_instance(branin_space: Space, branin_function: Any, fast: d
     [
         ({"surrogate": "gpp"}, UnknownNameError, "unknown surrogate 'gpp'.*gp"),
         ({"surrogate": 3}, InvalidOptionError, "registered name"),
-        ({"acquisition": "EI!"}, UnknownNameError, "unknown acquisition function 'EI!'.*auto, thompson, random, sobol.*qLogNEI"),
+        (
+            {"acquisition": "EI!"},
+            UnknownNameError,
+            "unknown acquisition function 'EI!'.*auto, thompson, random, sobol.*qLogNEI",
+        ),
         ({"objective": "max"}, InvalidOptionError, "'maximize', 'minimize'"),
         ({"objective": ["maximize"], "num_outcomes": 2}, InvalidOptionError, "1 directions"),
         ({"num_outcomes": 0}, InvalidOptionError, "at least one outcome"),

@@ -26,7 +26,13 @@ TABLE = pd.DataFrame(
 def test_rows_are_points_with_their_number() -> None:
     space = Space.from_candidates(TABLE)
     assert len(space) == space.cardinality == 4
-    assert space.table_point(1) == {"candidate": 1, "temperature": 40.0, "solvent": "ethanol", "pressure": 1.0, "runs": 2}
+    assert space.table_point(1) == {
+        "candidate": 1,
+        "temperature": 40.0,
+        "solvent": "ethanol",
+        "pressure": 1.0,
+        "runs": 2,
+    }
     # a column in which nothing varies is carried along, and tells the surrogate nothing
     assert space.names == ("temperature", "solvent", "runs")
     torch.testing.assert_close(space.table()[1], torch.tensor([1 / 3, 0.0, 1.0, 0.5], dtype=torch.double))

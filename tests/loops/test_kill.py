@@ -31,4 +31,8 @@ def test_killed_runs_ask_the_same_points(tmp_path: Path) -> None:
     assert len(whole) == 12
     assert killed == whole
     # no half-written files remain in the way of anybody who reads the folder
-    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"run", "killed.json", "whole.json"}
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {
+        "run",
+        "killed.json",
+        "whole.json",
+    }
