@@ -48,9 +48,12 @@ class SearchView:
 
     @contextmanager
     def adding_pending(self) -> Iterator[Any]:
-        """Gives a function that adds points (search coordinates, ``k x d``) to the pending ones; undone at the end."""
+        """Gives a function that adds points (search coordinates, ``k x d``) to the pending ones; undone at the end.
+
+        BoTorch's qLogNEHVI keeps them in a cache even then: build a new one for the next batch.
+        """
         acqf = cast(Any, self.acqf)
-        before: Tensor | None = getattr(self.acqf, "X_pending", None)
+        before = pending_points(self.acqf)
         added: list[Tensor] = []
 
         def add(points: Tensor) -> None:
@@ -62,6 +65,21 @@ class SearchView:
         finally:
             if added:
                 acqf.set_X_pending(before)
+
+
+def pending_points(acqf: AcquisitionFunction) -> Tensor | None:
+    """The points ``k x d`` an acquisition function takes as pending, or ``None``.
+
+    BoTorch's incremental noisy expected improvement keeps them among its baseline and reports none, so that building a
+    batch on top of pending points would forget them.
+    """
+    known: Tensor | None = getattr(acqf, "X_pending", None)
+    if known is not None:
+        return known
+    observed, everything = getattr(acqf, "_X_baseline", None), getattr(acqf, "_full_X_baseline", None)
+    if observed is None or everything is None or everything.shape[-2] == observed.shape[-2]:
+        return None
+    return cast(Tensor, everything[..., observed.shape[-2] :, :])
 
 
 class EncodedAcquisition(AcquisitionFunction):
