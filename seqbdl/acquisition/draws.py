@@ -123,7 +123,8 @@ def maximize_draws(
         num_restarts: Ascents for each draw.
         raw_samples: Sobol points that all draws share.
         maxiter: Steps of each ascent.
-        discrete_dims, cat_dims: Allowed values of columns, see :func:`seqbdl.acquisition.optimize_acquisition`.
+        discrete_dims: Allowed values of columns, see :func:`seqbdl.acquisition.optimize_acquisition`.
+        cat_dims: The same for columns without an order.
         encode: Search coordinates to the surrogate's inputs; the identity by default.
         start: Further points ``k x d`` to consider as starts, for instance those observed.
     """
@@ -188,7 +189,8 @@ def optimal_samples(
         bounds: ``2 x d``, of the surrogate's inputs.
         n: Number of draws.
         generator: Randomness; moves on.
-        num_restarts, raw_samples: Effort per draw.
+        num_restarts: Ascents per draw.
+        raw_samples: Random points per draw from which the starts of ascents are chosen.
         objective: Which output, or a callable of samples; needed with several outputs.
         candidates: ``N x d``; given, the maximum is over these points alone.
         start: Points ``k x d`` worth starting from, for instance those observed.

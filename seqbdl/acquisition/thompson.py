@@ -117,7 +117,8 @@ def thompson_continuous(
         raw_samples: Sobol points that compete to be their starts.
         objective: Which output, or a callable of samples; needed with several outputs.
         constraints: Callables on samples; a draw prefers points that are feasible (<= 0) under that very draw.
-        discrete_dims, cat_dims: Allowed values of columns; the result holds only allowed points.
+        discrete_dims: Allowed values of columns; the result holds only allowed points.
+        cat_dims: The same for columns without an order.
         encode: Search coordinates to the surrogate's inputs; differentiable; the identity by default.
         start: Points ``k x d`` worth starting from, for instance those observed.
         maxiter: Steps of each ascent.
