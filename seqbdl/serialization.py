@@ -28,10 +28,14 @@ _FLOAT = "__float__"
 def _flatten(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
         key = path or "root"
+        while key in tensors:  # {"a": {"b": ...}, "a.b": ...}
+            key += "'"
         tensors[key] = node.detach().cpu().contiguous().clone()
         return {_TENSOR: key}
     if isinstance(node, np.ndarray):
-        return _flatten(torch.from_numpy(np.ascontiguousarray(node)), path, tensors)
+        if node.dtype.kind not in "biuf":
+            raise StateError(f"cannot save an array of {node.dtype} at {path!r}: use numbers, or a list of strings")
+        return _flatten(torch.from_numpy(np.array(node, order="C")), path, tensors)
     if isinstance(node, dict):
         out = {}
         for key, value in node.items():
@@ -103,7 +107,8 @@ def load_tree(path: str | os.PathLike[str]) -> Any:
             metadata = archive.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise StateError(f"{path} is not a saved state of this library (format {metadata.get('format')!r})")
-            tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 - not a mapping
+            # clone: slices of the file's buffer are not aligned, and sums over them round differently
+            tensors = {key: archive.get_tensor(key).clone() for key in archive.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise StateError(f"{path} is not a safetensors file: {error}") from error
     return _restore(json.loads(metadata["tree"]), tensors)
