@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +52,25 @@ def test_relative_links_lead_somewhere() -> None:
 def test_the_example_surrogate_takes_less_than_a_hundred_lines() -> None:
     _, code = blocks(ROOT / "docs" / "add-a-surrogate.md")[0]
     assert len(code.splitlines()) < 100
+
+
+def test_the_example_surrogate_passes_the_contract(tmp_path: Path) -> None:
+    """The class of the page, registered before the contract test is collected, goes through all of it."""
+    _, code = blocks(ROOT / "docs" / "add-a-surrogate.md")[0]
+    (tmp_path / "docs_surrogate.py").write_text(code, encoding="utf-8")
+    contract = ROOT / "tests" / "surrogates" / "test_contract.py"
+    options = ["-p", "docs_surrogate", "-p", "no:cacheprovider", "-k", "random-network", "-q"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "COV_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(contract), *options],
+        cwd=ROOT,
+        env=env | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed.group(1)) > 40
