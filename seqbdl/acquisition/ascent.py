@@ -74,9 +74,12 @@ def ascend(
         index = torch.as_tensor(batch_indices, device=start.device)
         moving = torch.from_numpy(x).to(start).reshape(-1, q, len(columns)).requires_grad_(True)
         full = start[index].clone()
-        full[..., columns] = moving
-        values = value(full, rows[index])
-        (gradient,) = torch.autograd.grad(values.sum(), moving, allow_unused=True)
+        with torch.enable_grad():  # also when the caller is not interested in gradients
+            full[..., columns] = moving
+            values = value(full, rows[index])
+            gradient = None
+            if values.requires_grad:
+                (gradient,) = torch.autograd.grad(values.sum(), moving, allow_unused=True)
         if gradient is None:
             gradient = torch.zeros_like(moving)
         # A row whose value is not a number has no useful slope either: it stops where it is.

@@ -137,7 +137,8 @@ def optimize_acquisition(
         )
     chosen: list[Tensor] = []
     gains: list[Tensor] = []
-    with view.adding_pending() as add:
+    # Telling BoTorch's noisy improvement about pending points draws base samples again.
+    with isolated_rng(draw_seed(generator)), view.adding_pending() as add:
         for i in range(q):
             X, value = solve(1)
             chosen.append(X)

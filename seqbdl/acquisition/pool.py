@@ -9,6 +9,7 @@ from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.acquisition.analytic import AnalyticAcquisitionFunction
 from torch import Tensor
 
+from seqbdl.acquisition._random import isolated_rng
 from seqbdl.acquisition.ascent import evaluate_in_chunks
 from seqbdl.acquisition.draws import Encode
 from seqbdl.acquisition.encoding import SearchView
@@ -22,6 +23,7 @@ def optimize_over_candidates(
     exclude: Tensor | Sequence[int] | None = None,
     encode: Encode | None = None,
     chunk_size: int = 512,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The best ``q`` different rows, greedily: each next one with those before it pending.
 
@@ -32,6 +34,7 @@ def optimize_over_candidates(
         exclude: Indices never to choose, for instance those measured already.
         encode: Candidates to the surrogate's inputs; identity by default.
         chunk_size: Rows evaluated at once.
+        seed: For acquisition functions that fix their base samples while they are evaluated.
 
     Returns:
         Indices ``q`` and values ``q``; each value is given the rows chosen before.
@@ -59,7 +62,8 @@ def optimize_over_candidates(
         raise InvalidOptionError(f"q={q}, but {int(allowed.sum())} candidates can be chosen")
     chosen: list[int] = []
     gains: list[Tensor] = []
-    with view.adding_pending() as add:
+    # Some acquisition functions fix base samples at the first call or with new pending points.
+    with isolated_rng(seed), view.adding_pending() as add:
         for i in range(q):
             index = allowed.nonzero().squeeze(-1)
             values = evaluate_in_chunks(view.rows, candidates[index].unsqueeze(-2), chunk_size=chunk_size)
