@@ -13,6 +13,7 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import FantasizeMixin, Model
 from botorch.posteriors.posterior import Posterior
 from botorch.sampling.base import MCSampler
+from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
@@ -261,6 +262,10 @@ class Surrogate(Model, FantasizeMixin):
 
     # ------------------------------------------------------------------ BoTorch's conventions
 
+    def forward(self, X: Tensor) -> MultivariateNormal:
+        """The latent posterior at ``X`` as a GPyTorch distribution (of a mixture: the Gaussian with its moments)."""
+        return self.posterior(X).distribution
+
     @property
     def num_outputs(self) -> int:
         return self.output_dim if self._output_indices is None else len(self._output_indices)
@@ -316,11 +321,22 @@ class Surrogate(Model, FantasizeMixin):
             raise ShapeError(f"Y has shape {tuple(Y.shape)}; it needs batch x {X.shape[-2]} x {self.num_outputs}, the rows of X")
         if X.shape[-2] == 0:
             return self._conditioned_copy()
-        self._require_whole("condition_on_observations")
-        variance = self._all_noise_variance.expand(1, -1) if noise is None else check_tensor("noise", noise)
+        variance = self.noise_variance.expand(1, -1) if noise is None else check_tensor("noise", noise)
+        if self._output_indices is not None:
+            Y, variance = self._in_all_outputs(Y, variance.to(Y))
         return self._condition(
             self._scaling.inputs(X), self._scaling.outcomes(Y), self._scaling.variances(variance.to(Y.device))
         )
+
+    def _in_all_outputs(self, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Outcomes and noise of a view, with the outputs out of view added under noise that drowns them."""
+        shape = (*torch.broadcast_shapes(Y.shape, variance.shape)[:-1], self.output_dim)
+        scaling = self._scaling
+        full_Y = scaling.y_mean.to(Y).expand(shape).clone()
+        full_variance = (1e8 * scaling.y_std.square()).to(Y).expand(shape).clone()
+        full_Y[..., self._output_indices] = Y
+        full_variance[..., self._output_indices] = variance
+        return full_Y, full_variance
 
     def fantasize(
         self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
@@ -338,7 +354,7 @@ class Surrogate(Model, FantasizeMixin):
         return self.condition_on_observations(X, sampler(posterior), noise=observation_noise)
 
     def subset_output(self, idcs: list[int]) -> Self:
-        """The same posterior, seen through some of its outputs only."""
+        """The same posterior, seen through some of its outputs only; fantasies of a view inform all outputs."""
         chosen = self._resolve_outputs(list(idcs), None)
         view = self._conditioned_copy()
         view._output_indices = chosen
