@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class BayesOptLoop:
         optimizer_options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(space, Space):
-            raise InvalidSpaceError(f"space is a {type(space).__name__}; make one with Space([Real('x', 0, 1), ...])")
+            raise InvalidSpaceError(f"space is a {type(space).__name__}; use Space([Real('x', 0, 1), ...])")
         self.space = space
         self.outcomes = OutcomeSpec.build(objective, num_outcomes, constraints, outcome_names)
         clash = set(self.outcomes.all_names) & set(space.names)
@@ -168,7 +169,7 @@ class BayesOptLoop:
         Args:
             observation: Not used; loops in changing environments get one.
             n: How many.
-            pending: Points under way elsewhere, beside those asked here and not yet told.
+            pending: Points under way elsewhere, beside those asked here.
             fixed: Parameters to hold at a value.
 
         Returns:
@@ -181,18 +182,15 @@ class BayesOptLoop:
         """
         if n < 1:
             raise InvalidOptionError(f"n={n}; ask for at least one point")
-        held = self._check_fixed(fixed)
+        held = self.space.part(fixed or {})
         elsewhere = [self.space.point(point) for point in pending or ()]
         left = self.remaining
         if left is not None and n > left:
             raise SpaceExhaustedError(f"{n} points were asked, {left} are left; replicates=True asks points again")
         start = time.perf_counter()
         method = choose_acquisition(self.acquisition, len(self.outcomes.names), n)
-        source = "model"
-        if method in DESIGNS:
-            source = str(method)
-        elif len(self.history) < self.initial or len(self.history.complete) < 2:
-            source = "initial"
+        start_up = len(self.history) < self.initial or len(self.history.complete) < 2
+        source = str(method) if method in DESIGNS else "initial" if start_up else "model"
         if source == "model":
             points = self._propose(method, n, elsewhere, held)
             predicted = list(zip(*(values.tolist() for values in self._model.predict(points)), strict=True))
@@ -207,17 +205,6 @@ class BayesOptLoop:
                 record.predicted_mean, record.predicted_sd = predicted[i]
         self._batch += 1
         return dict(points[0]) if n == 1 else [dict(point) for point in points]
-
-    def _check_fixed(self, fixed: Mapping[str, Value] | None) -> dict[str, Value]:
-        held: dict[str, Value] = {}
-        by_name = {parameter.name: parameter for parameter in self.space.parameters}
-        for name, value in (fixed or {}).items():
-            if name not in by_name:
-                raise InvalidSpaceError(f"fixed names {name!r}; the parameters are {', '.join(by_name)}")
-            if not by_name[name].contains(value):
-                raise InvalidSpaceError(f"fixed: {value!r} is not a valid value of {name!r}")
-            held[name] = by_name[name].check(value)
-        return held
 
     def _taken(self, elsewhere: Sequence[Point] = ()) -> set[tuple[Any, ...]]:
         if self.replicates:
@@ -307,15 +294,18 @@ class BayesOptLoop:
             prepared.append((trial, told, variances))
         if len(has_variances) > 1:
             raise InvalidDataError("Yvar is known for some trials only; give it for all trials or for none")
-        records = [self._record(trial, told, variances) for trial, told, variances in prepared]
+        waiting = self.history.pending
+        records = [self._record(trial, told, variances, waiting) for trial, told, variances in prepared]
         for record in records:
             record.seconds_tell = (time.perf_counter() - start) / len(records)
         return records[0] if single else records
 
-    def _record(self, trial: Trial, told: Told | None, variances: list[float] | None) -> Record:
-        waiting = self.history.pending
-        place = self.space.match(trial.point, [record.point for record in waiting])
-        record = self.history.append(-1, self.space.point(trial.point), "told") if place is None else waiting[place]
+    def _record(self, trial: Trial, told: Told | None, variances: list[float] | None, waiting: list[Record]) -> Record:
+        place = self.space.match(trial.point, [record.point for record in waiting]) if waiting else None
+        if place is None:
+            record = self.history.append(-1, self.space.point(trial.point), "told")
+        else:
+            record = waiting[place]
         if told is not None:
             for target, values in ((record.outcomes, told.outcomes), (record.constraints, told.constraints)):
                 target[:] = [old if new is None else new for old, new in zip(target, values, strict=True)]
@@ -328,6 +318,10 @@ class BayesOptLoop:
             record.status = PARTIAL
         else:
             record.status = COMPLETE
+        if place is not None and not record.open:
+            waiting.pop(place)
+        elif place is None and record.open:
+            waiting.append(record)
         return record
 
     # -- recommend
@@ -344,17 +338,20 @@ class BayesOptLoop:
         Raises:
             InvalidDataError: No trial is complete yet.
         """
-        records = self._model.best(self.history, modelled=self.acquisition not in DESIGNS)
-        points = [dict(record.point) for record in records]
+        best = self._model.best(self.history, modelled=self.acquisition not in DESIGNS)
+        points = [dict(record.point) for record in best]
         return points[0] if len(self.outcomes.names) == 1 else points
 
     # -- state
 
+    @cached_property
+    def _space_digest(self) -> str:
+        return hashlib.sha256(self.space.to_json().encode()).hexdigest()
+
     def _settings(self) -> dict[str, Any]:
-        space = hashlib.sha256(self.space.to_json().encode()).hexdigest()
         acquisition = self.acquisition if isinstance(self.acquisition, str) else "custom"
         return {
-            "space": space,
+            "space": self._space_digest,
             "surrogate": self.surrogate.name,
             "acquisition": acquisition,
             "outcomes": list(self.outcomes.names),

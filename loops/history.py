@@ -301,6 +301,7 @@ class History:
             ax.plot(
                 failed, np.zeros(len(failed)), "x", color="tab:red", transform=ax.get_xaxis_transform(), label="failed"
             )
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("trial")
         ax.legend()
         return ax

@@ -152,6 +152,20 @@ class Space:
             return False
         return all(p.contains(point[p.name]) for p in self.parameters)
 
+    def part(self, values: Mapping[str, Value]) -> Point:
+        """Values of some of the parameters, checked; they must be ones that the space would propose.
+
+        Raises:
+            InvalidSpaceError: An unknown name, or a value out of range.
+        """
+        by_name = {parameter.name: parameter for parameter in self.parameters}
+        for name, value in values.items():
+            if name not in by_name:
+                raise InvalidSpaceError(f"fixed names {name!r}; the parameters are {', '.join(by_name)}")
+            if not by_name[name].contains(value):
+                raise InvalidSpaceError(f"fixed: {value!r} is not a valid value of {name!r}")
+        return {name: by_name[name].check(value) for name, value in values.items()}
+
     def key(self, point: Mapping[str, Value]) -> tuple[Any, ...]:
         """What two points share when they are the same point."""
         return tuple(round(p.to_search(point[p.name]), 12) for p in self.parameters)

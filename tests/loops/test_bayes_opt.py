@@ -371,7 +371,7 @@ def test_bad_settings_are_refused(
 
 
 def test_bad_calls_are_refused(branin_space: Space) -> None:
-    with pytest.raises(InvalidSpaceError, match="make one with Space"):
+    with pytest.raises(InvalidSpaceError, match="use Space"):
         BayesOptLoop([(0, 1)])  # type: ignore[arg-type]
     loop = BayesOptLoop(branin_space)
     with pytest.raises(InvalidOptionError, match="n=0"):

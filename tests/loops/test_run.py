@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import seqbdl
 from seqbdl.errors import InvalidOptionError, ShapeError, StateError
 from seqbdl.loops import (
     BayesOptLoop,
@@ -225,6 +226,20 @@ def test_resuming_after_any_write_gives_the_same_queries(
     longer = run(make(refit=surrogate_refit), bowl(), 12, checkpoint=path, **settings())
     assert points(longer)[:9] == points(whole)
     assert len(longer) == 12
+
+
+@pytest.mark.parametrize("refit", ["every", "update"])
+@pytest.mark.parametrize("surrogate", seqbdl.list_surrogates())
+def test_every_surrogate_resumes_exactly(bowl: Any, tmp_path: Path, surrogate: str, refit: str) -> None:
+    def start() -> BayesOptLoop:
+        short = {"warmup": 20, "samples": 20, "num_chains": 2, "num_members": 16} if surrogate == "hmc" else {}
+        return make(surrogate=surrogate, refit=refit, surrogate_options=short)
+
+    whole = run(start(), bowl(), 8, progress=False)
+    for stop in (5, 7):
+        run(start(), bowl(), stop, progress=False, checkpoint=tmp_path / "run")
+    resumed = run(start(), bowl(), 8, progress=False, checkpoint=tmp_path / "run")
+    assert points(resumed) == points(whole)
 
 
 def test_checkpoints_of_other_runs_are_refused(bowl: Any, tmp_path: Path) -> None:
