@@ -100,6 +100,26 @@ class Optima:
     values: Tensor
 
 
+# Draws that are maximized together. All of them are evaluated at all of their trial points, so the work grows with the
+# square of this and only linearly with the number of groups.
+_TOGETHER = 16
+
+
+def sample_optima(
+    surrogate: Model, n: int, generator: torch.Generator | None, bounds: Tensor, scorer: Scorer, **options: Any
+) -> Optima:
+    """Draw ``n`` functions and maximize each; ``options`` are those of :func:`maximize_draws`."""
+    parts = []
+    for start in range(0, n, _TOGETHER):
+        draws = function_draws(surrogate, min(_TOGETHER, n - start), generator)
+        parts.append(maximize_draws(draws, bounds, scorer, draw_seed(generator), **options))
+    return Optima(
+        inputs=torch.cat([part.inputs for part in parts]),
+        outcomes=torch.cat([part.outcomes for part in parts]),
+        values=torch.cat([part.values for part in parts]),
+    )
+
+
 def maximize_draws(
     draws: Draws,
     bounds: Tensor,
@@ -196,10 +216,12 @@ def optimal_samples(
         start: Points ``k x d`` worth starting from, for instance those observed.
     """
     scorer = Scorer(surrogate.num_outputs, objective)
-    draws = function_draws(surrogate, n, generator)
-    seed = draw_seed(generator)
+    if n < 1:
+        raise InvalidOptionError(f"n={n} optima were asked for; ask for one or more")
     if candidates is None:
-        return maximize_draws(draws, bounds, scorer, seed, num_restarts, raw_samples, start=start)
+        options = {"num_restarts": num_restarts, "raw_samples": raw_samples, "start": start}
+        return sample_optima(surrogate, n, generator, bounds, scorer, **options)
+    draws = function_draws(surrogate, n, generator)
     with torch.no_grad():
         chunk = max(64, 65536 // n)
         best_values = candidates.new_full((n,), -torch.inf)

@@ -12,8 +12,7 @@ import torch
 from botorch.models.model import Model
 from torch import Tensor
 
-from seqbdl.acquisition._random import draw_seed
-from seqbdl.acquisition.draws import Encode, function_draws, maximize_draws
+from seqbdl.acquisition.draws import Encode, function_draws, sample_optima
 from seqbdl.acquisition.scores import Constraint, Objective, Scorer
 from seqbdl.errors import InvalidDataError, InvalidOptionError, ShapeError
 
@@ -126,13 +125,14 @@ def thompson_continuous(
     Returns:
         ``n x d``, in search coordinates.
     """
-    scorer = Scorer(surrogate.num_outputs, objective, constraints)
-    draws = function_draws(surrogate, n, generator)
-    optima = maximize_draws(
-        draws,
+    if n < 1:
+        raise InvalidOptionError(f"n={n} points were asked for; ask for one or more")
+    optima = sample_optima(
+        surrogate,
+        n,
+        generator,
         bounds,
-        scorer,
-        draw_seed(generator),
+        Scorer(surrogate.num_outputs, objective, constraints),
         num_restarts=num_restarts,
         raw_samples=raw_samples,
         maxiter=maxiter,
