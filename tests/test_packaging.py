@@ -1,4 +1,4 @@
-"""An installed wheel is the whole package: loops/ and envs/ are rooms of seqbdl, and nothing is importable as bare loops."""
+"""An installed wheel is the whole package: loops/ and envs/ are rooms of seqbdl, and there is no bare loops or envs."""
 
 from __future__ import annotations
 
