@@ -2,7 +2,7 @@
 
 Re-weighting alone degenerates: 64 particles and ten informative rows leave about one effective particle. The likelihood is
 therefore split, ``p(y|f) = p(y|f)^t p(y|f)^(1-t)``: the first factor re-weights, with the largest ``t`` in (0, 1] that keeps
-the effective sample size above a floor, the second moves the function values by the ensemble Kalman update (Evensen 1994)
+the effective sample size above a floor, the second then moves the function values by the ensemble Kalman update (Evensen 1994)
 with the noise variance divided by ``1 - t``. Both are exact in the limit of many particles when the function values are
 Gaussian, and ``t`` changes continuously with the inputs, so that acquisition functions stay smooth.
 """
@@ -24,12 +24,12 @@ class ParticleUpdate:
     Attributes:
         log_weights: ``S x batch``, to be added to the log-weights before.
         mix: ``S x S x batch``: particle s moves by ``sum_t mix[s, t] (f_t - mean)``; ``None`` when re-weighting sufficed.
-        weights_before: ``S x batch``, the weights that define the mean in ``mix``.
+        weights: ``S x batch``, the weights that define the mean in ``mix``: those after re-weighting.
     """
 
     log_weights: Tensor
     mix: Tensor | None
-    weights_before: Tensor
+    weights: Tensor
 
     def move(self, values: Tensor) -> Tensor:
         """Apply to function values ``S x batch' x q x m``; returns ``S x broadcast(batch', batch) x q x m``."""
@@ -38,7 +38,7 @@ class ParticleUpdate:
         batch = torch.broadcast_shapes(values.shape[1:-2], self.mix.shape[2:])
         values = _lead(values, batch, 1, 2)
         mix = _lead(self.mix, batch, 2, 0)
-        weights = _lead(self.weights_before, batch, 1, 0)[..., None, None]
+        weights = _lead(self.weights, batch, 1, 0)[..., None, None]
         deviations = values - (weights * values).sum(0)
         return values + torch.einsum("st...,t...ij->s...ij", mix, deviations)
 
@@ -79,9 +79,10 @@ def condition_particles(
     residual = Y - values  # S x batch x n' x m
     log_likelihood = -0.5 * (residual.square() / variance + variance.log()).sum((-1, -2))  # S x batch
     share = _tempering(before.detach(), log_likelihood.detach(), min_ess)  # batch
-    mix = None
+    mix, w = None, before.exp()
     if bool((share < 1.0).any()):
-        w = before.exp()  # S x batch
+        # The tempered likelihood is in the weights already: their covariance is what the rest of it meets.
+        w = (before + share * log_likelihood).softmax(0)  # S x batch
         deviations = (values - (w[..., None, None] * values).sum(0)).flatten(-2)  # S x batch x r
         cross = torch.einsum("s...,s...i,s...j->...ij", w, deviations, deviations)
         rest = (1.0 - share).clamp_min(1e-9)[..., None]
@@ -91,7 +92,7 @@ def condition_particles(
         solved = torch.cholesky_solve(perturbed.movedim(0, -1), factor)  # batch x r x S
         mix = torch.einsum("t...,t...r,...rs->st...", w, deviations, solved)
         mix = torch.where(share < 1.0, mix, torch.zeros_like(mix))
-    return ParticleUpdate(share * log_likelihood, mix, before.exp().expand(S, *batch))
+    return ParticleUpdate(share * log_likelihood, mix, w.expand(S, *batch))
 
 
 def _tempering(log_weights: Tensor, log_likelihood: Tensor, min_ess: float) -> Tensor:
