@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class DKLSurrogate(KernelSurrogate):
             raise InvalidOptionError(
                 f"warp_scale={warp_scale}, max_steps={max_steps}, num_features={num_features}: give positive numbers"
             )
-        self._spec, self._activation = network, activation
+        self._given = (network, activation)  # in a tuple: a module must not become a part of this one
         self._num_features = num_features
         self.warp_scale = warp_scale
         self.num_frequencies = num_frequencies
@@ -64,21 +65,25 @@ class DKLSurrogate(KernelSurrogate):
         super().__init__(*args, **kwargs)
 
     def _make_extractor(self) -> tuple[Network, bool]:
-        spec = self._spec
+        spec, activation = self._given
         if isinstance(spec, nn.Module) or callable(spec):
             module = spec if isinstance(spec, nn.Module) else spec()
             if not isinstance(module, nn.Module):
                 raise InvalidOptionError(f"network= returned a {type(module).__name__}; a factory returns a torch.nn.Module")
             return ModuleNetwork(module, self.input_dim, self._num_features), False
         one = torch.ones(1, dtype=torch.float64)
-        layers = len(spec)
-        if layers == 0 or not all(isinstance(width, int) and width > 0 for width in spec):
+        if (
+            not isinstance(spec, Sequence)
+            or not spec
+            or not all(isinstance(width, int) and width > 0 for width in spec)
+        ):
             raise InvalidOptionError(f"network={spec!r}: give hidden widths such as (32, 32), a module, or a factory")
+        layers = len(spec)
         weights = one.repeat(layers)
         weights[-1] = self.warp_scale**2
         biases = one.repeat(layers + 1)
         biases[-1] = 1e-12  # a shift of all features changes nothing
-        return MLP(tuple(spec), one.repeat(self.input_dim), weights, biases, self.input_dim, self._activation), True
+        return MLP(tuple(spec), one.repeat(self.input_dim), weights, biases, self.input_dim, activation), True
 
     def _initial_hyperparameters(self) -> dict[str, Tensor]:
         self._extractor, self._warps = self._make_extractor()
