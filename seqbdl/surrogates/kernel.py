@@ -72,17 +72,24 @@ class KernelSurrogate(GaussianSurrogate):
             self._conditioning = conditioning.condition_exact(self._kernel(X, X), residual, variance.expand_as(Y).T)
 
     def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        variance = (self._noise_inner.expand_as(Y) if noise is None else noise.expand_as(Y)).clamp_min(1e-9).T
-        residual = (Y - self._prior_mean(X)).T
-        state = self._conditioning
+        variance = (self._noise_inner.expand_as(Y) if noise is None else noise.expand_as(Y)).clamp_min(1e-9)
+        # The basis is filled up to max_rows however the rows are split into calls.
+        room = max(0, self.max_rows - self._basis.shape[0]) if self._conditioning.phi is None else 0
         with torch.no_grad():
-            cross, new = self._kernel(X, self._basis), self._kernel(X, X)
-            if state.phi is None and self._basis.shape[0] + X.shape[0] <= self.max_rows:
-                self._conditioning = conditioning.append_exact(state, new, cross, residual, variance)
-                self._basis = torch.cat([self._basis, X])
-            else:
-                basis = self._kernel(self._basis, self._basis)
-                self._conditioning = conditioning.absorb_sparse(state, basis, new, cross, residual, variance)
+            for rows in (slice(0, room), slice(room, None)):
+                if X[rows].shape[0]:
+                    self._absorb(X[rows], Y[rows], variance[rows], exact=rows.start == 0 and room > 0)
+
+    def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor, exact: bool) -> None:
+        residual, noise = (Y - self._prior_mean(X)).T, variance.T
+        state = self._conditioning
+        cross, new = self._kernel(X, self._basis), self._kernel(X, X)
+        if exact:
+            self._conditioning = conditioning.append_exact(state, new, cross, residual, noise)
+            self._basis = torch.cat([self._basis, X])
+        else:
+            basis = self._kernel(self._basis, self._basis)
+            self._conditioning = conditioning.absorb_sparse(state, basis, new, cross, residual, noise)
 
     def _joint(self, X: Tensor) -> JointGaussian:
         state = self._conditioning
