@@ -24,7 +24,7 @@ def activation_slope(z: Tensor, activation: str) -> Tensor:
     """The derivative of :func:`activate`."""
     if activation == "erf":
         return torch.exp(-0.25 * math.pi * z.square())
-    return torch.where(z > 0, 1.0, 0.0 if activation == "relu" else LEAK).to(z)
+    return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, 0.0 if activation == "relu" else LEAK))
 
 
 def centred(X: Tensor) -> Tensor:

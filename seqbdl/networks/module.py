@@ -46,10 +46,10 @@ class ModuleNetwork(Network):
         self._names = list(parameters)
         self._shapes = [p.shape for p in parameters.values()]
         scales = [
-            torch.full((p.numel(),), scale / math.sqrt(max(1, p[0].numel())) if p.dim() > 1 else scale)
+            torch.full((p.numel(),), scale / math.sqrt(max(1, p[0].numel())) if p.dim() > 1 else scale, dtype=torch.float64)
             for p in parameters.values()
         ]
-        self._scale = torch.cat(scales).to(torch.float64)
+        self._scale = torch.cat(scales)
         self._buffers = dict(self._module.named_buffers())
         with torch.no_grad():
             probe = self.forward(torch.zeros(1, self.num_params, dtype=torch.float64), torch.zeros(2, input_dim).double())
