@@ -83,6 +83,17 @@ def expected_product(k: Tensor, k1: Tensor, k2: Tensor, activation: str) -> Tens
     return (1 - a) ** 2 * root / (2 * math.pi) + (0.5 * (1 + a * a) - (1 - a) ** 2 * angle / (2 * math.pi)) * k
 
 
+def expected_slopes(k: Tensor, k1: Tensor, k2: Tensor, activation: str) -> Tensor:
+    """``E[phi'(a) phi'(b)]`` for ``(a, b)`` Gaussian as in :func:`expected_product`."""
+    if activation == "erf":
+        c = 0.5 * math.pi
+        return ((1 + c * k1) * (1 + c * k2) - (c * k).square()).clamp_min(1e-300).rsqrt()
+    rest = (k1 * k2 - k.square()).clamp_min(0.0)
+    root = torch.where(rest > 0, rest, torch.ones_like(rest)).sqrt() * (rest > 0)
+    a = 0.0 if activation == "relu" else LEAK
+    return 0.5 * (1 + a * a) - (1 - a) ** 2 * torch.atan2(root, k) / (2 * math.pi)
+
+
 def expected_square(k: Tensor, activation: str) -> Tensor:
     """``F`` at coincident inputs, ``E[phi(a)^2]`` for ``a`` of variance ``k``."""
     if activation == "erf":
@@ -91,14 +102,18 @@ def expected_square(k: Tensor, activation: str) -> Tensor:
     return 0.5 * k * (1.0 if activation == "relu" else 1 + LEAK**2)
 
 
-def kernel(scales: WidthScales, X1: Tensor, X2: Tensor, activation: str = "erf") -> Tensor:
+def kernel(scales: WidthScales, X1: Tensor, X2: Tensor, activation: str = "erf", tangent: bool = False) -> Tensor:
     """The kernel, ``batch x g x q1 x q2``.
+
+    The tangent kernel is the prior covariance of the linearized network, ``Theta_0 = K_0``, ``Theta_l = K_l + u_l F'(K_{l-1}) Theta_{l-1}``
+    (Jacot et al. 2018) with ``F'`` of :func:`expected_slopes`.
 
     Args:
         scales: Of ``g`` groups.
         X1: ``batch x q1 x d`` in the unit cube.
         X2: ``batch x q2 x d``.
         activation: One of :data:`ACTIVATIONS`.
+        tangent: The tangent kernel instead.
     """
     root = scales.inputs.sqrt().unsqueeze(-2)  # g x 1 x d
     a, b = centred(X1).unsqueeze(-3) * root, centred(X2).unsqueeze(-3) * root
@@ -106,12 +121,16 @@ def kernel(scales: WidthScales, X1: Tensor, X2: Tensor, activation: str = "erf")
     k = bias + a @ b.transpose(-1, -2)
     k1 = bias + a.square().sum(-1, keepdim=True)
     k2 = (bias.squeeze(-1) + b.square().sum(-1)).unsqueeze(-2)
+    theta = k
     for layer in range(scales.depth):
         w, v = scales.weights[..., layer, None, None], scales.biases[..., layer + 1, None, None]
+        if tangent:
+            theta = w * expected_slopes(k, k1, k2, activation) * theta
         k = v + w * expected_product(k, k1, k2, activation)
+        theta = theta + k
         if layer + 1 < scales.depth:
             k1, k2 = v + w * expected_square(k1, activation), v + w * expected_square(k2, activation)
-    return k
+    return theta if tangent else k
 
 
 def learn_scales(
@@ -122,6 +141,7 @@ def learn_scales(
     depth: int = 2,
     activation: str = "erf",
     shared: bool = False,
+    tangent: bool = False,
     start: WidthScales | None = None,
     max_iterations: int = 60,
 ) -> tuple[WidthScales, float]:
@@ -137,6 +157,7 @@ def learn_scales(
         depth: Hidden layers.
         activation: One of :data:`ACTIVATIONS`.
         shared: One kernel for all outputs (``g = 1``) instead of one each (``g = m``).
+        tangent: Use the tangent kernel: the evidence of the linearized network instead of the network's.
         start: Where to begin when it is better than the centre of the hyper-priors (warm start).
         max_iterations: Of L-BFGS.
 
@@ -167,7 +188,7 @@ def learn_scales(
         scales = _unpack(theta, centre)
         log_prior = -0.5 * ((theta - log_centre) / sds).square().sum()
         variance = scales.noise.unsqueeze(-1).expand(-1, X.shape[0]) if known is None else known
-        K = kernel(scales, X, X, activation) + torch.diag_embed(variance + _NOISE_FLOOR)
+        K = kernel(scales, X, X, activation, tangent) + torch.diag_embed(variance + _NOISE_FLOOR)
         factor = safe_cholesky(K)
         white = torch.linalg.solve_triangular(factor, targets, upper=False)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum() * targets.shape[-1]

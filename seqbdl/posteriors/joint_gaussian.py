@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
@@ -125,11 +126,17 @@ class JointGaussian:
         mean = self.mean.to(dtype)
         batch = torch.broadcast_shapes(mean.shape[:-2], covariance.shape[:-3])
         mean = mean.expand(*batch, *mean.shape[-2:])
+        # Wrapped, so that it is factorized when sampled, with growing jitter: a plain tensor is factorized at once, and
+        # points beside observed ones, whose covariance is all rounding, would raise.
         if self.num_outputs == 1:
-            return MultivariateNormal(mean.squeeze(-1), covariance.squeeze(-3).expand(*batch, -1, -1))
+            return MultivariateNormal(
+                mean.squeeze(-1), to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1))
+            )
         if self.coupled:
-            return MultitaskMultivariateNormal(mean, covariance.squeeze(-3).expand(*batch, -1, -1))
-        covariance = covariance.expand(*batch, -1, -1, -1)
+            return MultitaskMultivariateNormal(
+                mean, to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1))
+            )
+        covariance = to_linear_operator(covariance.expand(*batch, -1, -1, -1))
         return MultitaskMultivariateNormal.from_batch_mvn(
             MultivariateNormal(mean.transpose(-1, -2), covariance), task_dim=-1
         )

@@ -116,7 +116,8 @@ class Surrogate(Model, FantasizeMixin):
         bounds = None if self._bounds is None else self._bounds.to(X.device)
         self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), bounds)
         self._X, self._Y, self._Yvar = X, Y, None if Yvar is None else Yvar.detach()
-        self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+        with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
+            self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
         self._settle()
         return self
 
@@ -264,7 +265,9 @@ class Surrogate(Model, FantasizeMixin):
 
     def forward(self, X: Tensor) -> MultivariateNormal:
         """The latent posterior at ``X`` as a GPyTorch distribution (of a mixture: the Gaussian with its moments)."""
-        return self.posterior(X).distribution
+        posterior: Any = self.posterior(X)
+        distribution: MultivariateNormal = posterior.distribution
+        return distribution
 
     @property
     def num_outputs(self) -> int:

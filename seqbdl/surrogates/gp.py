@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from botorch import settings
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -71,7 +72,8 @@ def fit_single_task_gp(X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[Tens
     """
     m = Y.shape[1]
     known = None if noise is None else noise.expand_as(Y).clamp_min(1e-9)
-    model = SingleTaskGP(X, Y, known, outcome_transform=None)
+    with settings.validate_input_scaling(False):  # the surrogate has scaled them; constant outcomes are no mistake
+        model = SingleTaskGP(X, Y, known, outcome_transform=None)
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     lengthscale = model.covar_module.lengthscale.reshape(m, -1).detach()
     mean = model.mean_module.constant.reshape(-1).expand(m).detach()

@@ -23,13 +23,14 @@ CENTRES = ("start", "zero")
 class LaplaceSurrogate(GaussianSurrogate):
     """The Gaussian posterior of the network linearized at its mode; joint over all rows and outputs.
 
-    Per-dimension scales of the prior and the noise come from the evidence of the infinite-width limit, the overall prior
-    precision from the Laplace evidence, alternating with the search for the mode.
+    Scales of the prior, one per input dimension and layer, and the noise maximize the evidence of the linearized network's
+    infinite-width limit, the Gaussian process with the tangent kernel.
 
     Args:
         network: Hidden widths, a module, or a factory.
         activation: Of the widths form.
-        prior_precision: Precision of the prior on whitened weights; ``None``: by the evidence.
+        prior_precision: Precision of the prior on whitened weights. ``"evidence"``: maximizes the Laplace evidence, alternating with
+            the search for the mode. ``None``: 1 for widths, whose scales the evidence has set already; ``"evidence"`` for a module.
         centre: What the prior on the weights is centred on. ``"zero"``: the usual ``N(0, .)``. ``"start"``: a random initialization ``a``,
             with the network read as ``f(x; z) - f(x; a)``, whose function prior has mean zero too; its linearization keeps all
             directions alive however few the data, where the mode of the first lets unneeded units die.
@@ -44,9 +45,9 @@ class LaplaceSurrogate(GaussianSurrogate):
     def __init__(
         self,
         *args: Any,
-        network: NetworkSpec = (64, 64),
+        network: NetworkSpec = (128, 128),
         activation: str = "erf",
-        prior_precision: float | None = None,
+        prior_precision: float | str | None = None,
         centre: str = "start",
         memory: int = 512,
         max_iterations: int = 30,
@@ -55,7 +56,10 @@ class LaplaceSurrogate(GaussianSurrogate):
         super().__init__(*args, **kwargs)
         if centre not in CENTRES:
             raise InvalidOptionError(f"centre={centre!r} must be one of {', '.join(CENTRES)}")
-        if prior_precision is not None and prior_precision <= 0:
+        if isinstance(prior_precision, str):
+            if prior_precision != "evidence":
+                raise InvalidOptionError(f'prior_precision={prior_precision!r}: give a positive number or "evidence"')
+        elif prior_precision is not None and prior_precision <= 0:
             raise InvalidOptionError(f"prior_precision={prior_precision} must be positive")
         if memory < 1 or max_iterations < 1:
             raise InvalidOptionError(f"memory={memory} and max_iterations={max_iterations} must be at least 1")
@@ -64,12 +68,15 @@ class LaplaceSurrogate(GaussianSurrogate):
         self.memory = memory
         self.settings = GaussNewtonSettings(max_iterations=max_iterations)
         self._builder = NetworkBuilder(network, self.input_dim, self.output_dim, activation)
+        if prior_precision is None:
+            prior_precision = "evidence" if self._builder.widths is None else 1.0
+        self._precision = None if isinstance(prior_precision, str) else prior_precision
         self._prior = self._builder.initial()
         self._network = self._builder.build(self._prior)
         shape = (1, self._network.num_params)
         self._start = standard_normal(*shape, generator=self.generator, like=self._prior.noise)
         centre_z = self._start if centre == "start" else torch.zeros_like(self._start)
-        self._laplace = laplace.prior_laplace(self._network, self._start, centre_z, prior_precision or 1.0)
+        self._laplace = laplace.prior_laplace(self._network, self._start, centre_z, self._precision or 1.0)
         self._at_rows: Tangents | None = None
 
     def _offset(self, X: Tensor) -> Tensor:
@@ -82,14 +89,14 @@ class LaplaceSurrogate(GaussianSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         first = self._laplace.X.shape[0] == 0
-        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior)
+        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior, tangent=True)
         self._network = self._builder.build(self._prior)
         variance = self._variance(Y, noise)
         centre = self._laplace.centre.to(X.device)
         with torch.no_grad():
             shift = self._network.forward(self._start.to(X.device), X)[0] if self.centre == "start" else 0.0
             self._laplace = laplace.fit_laplace(
-                self._network, X, Y + shift, variance, centre, self._start.to(X.device), self.prior_precision, self.settings
+                self._network, X, Y + shift, variance, centre, self._start.to(X.device), self._precision, self.settings
             )
         self._linearize()
 

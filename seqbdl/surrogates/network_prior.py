@@ -78,7 +78,9 @@ class NetworkBuilder:
         scales = infinite_width.default_scales(self.input_dim, self.depth, 1)
         return NetworkPrior(scales, scales.noise.expand(self.output_dim).clone())
 
-    def learn(self, X: Tensor, Y: Tensor, noise: Tensor | None, start: NetworkPrior | None) -> NetworkPrior:
+    def learn(
+        self, X: Tensor, Y: Tensor, noise: Tensor | None, start: NetworkPrior | None, tangent: bool = False
+    ) -> NetworkPrior:
         """Scales and noise by the infinite-width evidence.
 
         Args:
@@ -86,6 +88,7 @@ class NetworkBuilder:
             Y: ``n x m`` standardized.
             noise: Known inner variances or ``None``.
             start: The last prior, for a warm start.
+            tangent: Whether the network will be used linearized.
         """
         scales, _ = infinite_width.learn_scales(
             X,
@@ -94,6 +97,7 @@ class NetworkBuilder:
             depth=self.depth,
             activation=self.activation,
             shared=True,
+            tangent=tangent,
             start=None if start is None else start.scales,
         )
         variance = scales.noise.expand(self.output_dim) if noise is None else noise.expand_as(Y).mean(0)

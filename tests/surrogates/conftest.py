@@ -1,0 +1,50 @@
+"""Small, fast settings of every registered surrogate, and data they are tested on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import seqbdl
+
+SMALL: dict[str, dict[str, Any]] = {
+    "gp": {},
+    "nngp": {"draw_width": 256},
+    "ensemble": {"network": (16, 16), "num_members": 8},
+    "laplace": {"network": (16, 16)},
+    "bayesian-last-layer": {"network": (16, 16), "num_networks": 2},
+    "hmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 6, "samples": 4},
+    "dkl": {"network": (8, 8), "max_steps": 30},
+}
+
+
+def make(name: str, input_dim: int = 2, output_dim: int = 1, **options: Any) -> seqbdl.Surrogate:
+    """A surrogate in its small setting (defaults for names that this file does not know)."""
+    bounds = torch.tensor([[0.0] * input_dim, [1.0] * input_dim])
+    settings = {"bounds": bounds, **SMALL.get(name, {}), **options}
+    return seqbdl.make_surrogate(name, input_dim, output_dim, **settings)
+
+
+def data(n: int, output_dim: int = 1, input_dim: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A smooth function with noise of sd 0.05 around a mean of 3, ``n x d`` and ``n x m``."""
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(n, input_dim, generator=generator, dtype=torch.float64)
+    phases = torch.arange(output_dim, dtype=torch.float64)
+    Y = 3.0 + 2.0 * torch.sin(4.0 * X.sum(-1, keepdim=True) / input_dim**0.5 + phases) * (X[:, :1] + 0.5)
+    return X, Y + 0.05 * torch.randn(Y.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def fitted() -> dict[tuple[str, int], seqbdl.Surrogate]:
+    """A cache of fitted surrogates; tests must not change what they take from it."""
+    return {}
+
+
+def get_fitted(cache: dict[tuple[str, int], seqbdl.Surrogate], name: str, output_dim: int = 1) -> seqbdl.Surrogate:
+    key = (name, output_dim)
+    if key not in cache:
+        cache[key] = make(name, output_dim=output_dim).fit(*data(14, output_dim))
+    return cache[key]
