@@ -123,9 +123,7 @@ class AcquisitionContext:
         index = check_output_index(self.objective, self.surrogate.num_outputs)
         if self.surrogate.num_outputs == 1:
             return replace(self, objective=None)
-        return replace(
-            self, surrogate=select_outputs(self.surrogate, [index]), objective=None, X_baseline=self.baseline
-        )
+        return replace(self, surrogate=select_outputs(self.surrogate, [index]), objective=None, X_baseline=self.baseline)
 
     def scalar_if_possible(self) -> AcquisitionContext:
         """:meth:`scalar` for a plain output index, else the context itself."""
@@ -183,9 +181,7 @@ class AcquisitionContext:
         if self.best_f == "observed":
             targets = observed_outcomes(self.surrogate)
             if targets is None or self.X_baseline is not None:
-                raise self.error(
-                    'best_f="observed" needs the surrogate\'s own training targets; pass best_f as a number'
-                )
+                raise self.error('best_f="observed" needs the surrogate\'s own training targets; pass best_f as a number')
             return targets
         return self.baseline_means()
 

@@ -3,7 +3,8 @@
 ``n`` functions are drawn and each is maximized. The draws are put into groups with similar maxima; the information that
 an observation ``y`` at ``x`` gives about the group is ``H[y] - mean over groups H[y | group]``, both entropies being
 those of mixtures of the draws' values plus noise, integrated on a grid. By the data-processing inequality the
-information about the group never exceeds that about the maximum itself: more groups and draws tighten the bound.
+information about the group never exceeds that about the maximum itself, and kernel smoothing only loses some more;
+finitely many draws add noise, on average positive (in one test 0.06 nats for 8 groups of 32 draws).
 """
 
 from __future__ import annotations

@@ -154,9 +154,7 @@ def starting_points(
     if feasible is not None:
         allowed = feasible(raw)
         if not bool(allowed.any()):
-            raise InvalidOptionError(
-                f"none of {raw_samples} points satisfies the constraints; relax them or raise raw_samples"
-            )
+            raise InvalidOptionError(f"none of {raw_samples} points satisfies the constraints; relax them or raise raw_samples")
         raw = raw[allowed]
     values = evaluate_in_chunks(view.rows, raw, chunk_size=max(16, 512 // total))
     return pick_starts(raw, values, num_restarts, generator)

@@ -110,12 +110,9 @@ def q_multi_step(
         raise context.error("batch_sizes and step_fantasies need one entry for each step of look-ahead")
     scalar = context.scalar()
     samplers: list[MCSampler] = [
-        SobolQMCNormalSampler(sample_shape=torch.Size([count]), seed=context.seed + i)
-        for i, count in enumerate(step_fantasies)
+        SobolQMCNormalSampler(sample_shape=torch.Size([count]), seed=context.seed + i) for i, count in enumerate(step_fantasies)
     ]
-    return qMultiStepLookahead(
-        scalar.surrogate, batch_sizes=list(batch_sizes), samplers=samplers, X_pending=context.X_pending
-    )
+    return qMultiStepLookahead(scalar.surrogate, batch_sizes=list(batch_sizes), samplers=samplers, X_pending=context.X_pending)
 
 
 def q_nipv(context: AcquisitionContext, *, num_points: int = 128) -> AcquisitionFunction:

@@ -93,9 +93,7 @@ def q_hvkg(context: AcquisitionContext, *, num_pareto: int = 5) -> AcquisitionFu
     if context.constraints:
         raise context.error("does not take outcome constraints; use qLogNEHVI")
     ref_point = context.reference_point()
-    indices = (
-        context.objective if isinstance(context.objective, (list, tuple)) else range(context.surrogate.num_outputs)
-    )
+    indices = context.objective if isinstance(context.objective, (list, tuple)) else range(context.surrogate.num_outputs)
     if context.objective is not None and not isinstance(context.objective, (list, tuple)):
         raise context.error("takes objective=[output indices] only")
     model = context.surrogate

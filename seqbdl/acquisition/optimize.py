@@ -114,9 +114,7 @@ def optimize_acquisition(
                 _feasible(inequality_constraints, equality_constraints) if constrained else None,
             )
             if constrained:
-                X, values = _constrained(
-                    view, starts, bounds, inequality_constraints, equality_constraints, fixed, maxiter
-                )
+                X, values = _constrained(view, starts, bounds, inequality_constraints, equality_constraints, fixed, maxiter)
             else:
                 X, values = alternate(
                     view.rows, starts, columns, maxiter, fixed=frozenset(fixed), chunk_size=max(16, 512 // size)

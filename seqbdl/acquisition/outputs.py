@@ -90,6 +90,4 @@ class OutputView(Model):
         full_noise = (_UNKNOWN * at_data.variance).expand(shape).clone()
         full_Y[..., self.indices] = Y
         full_noise[..., self.indices] = (learned[..., self.indices] if noise is None else noise).expand(Y.shape)
-        return OutputView(
-            cast(Any, self.whole).condition_on_observations(X, full_Y, noise=full_noise, **kwargs), self.indices
-        )
+        return OutputView(cast(Any, self.whole).condition_on_observations(X, full_Y, noise=full_noise, **kwargs), self.indices)

@@ -109,9 +109,7 @@ def test_an_encoding_maps_search_coordinates_to_inputs(make_fitted: Fitted) -> N
     assert float(X[0, 0]) in (0.0, 1.0)
     for name in ("qKG", "qLogNEI"):
         acqf = make_acquisition(name, make_fitted())
-        X, _ = optimize_acquisition(
-            acqf, bounds, q=2, encode=encode, cat_dims={0: [0, 1]}, num_restarts=2, raw_samples=32
-        )
+        X, _ = optimize_acquisition(acqf, bounds, q=2, encode=encode, cat_dims={0: [0, 1]}, num_restarts=2, raw_samples=32)
         assert X.shape == (2, 2)
         assert bool(((X[:, 0] == 0) | (X[:, 0] == 1)).all())
 

@@ -49,18 +49,14 @@ def build(name: str, fitted: Fitted, kind: str, bounds: Tensor, **more: Any) -> 
 
 @pytest.mark.parametrize("kind", ["gp", "ensemble"])
 @pytest.mark.parametrize("name", list_acquisitions())
-def test_every_name_is_optimized_the_same_way_twice(
-    name: str, kind: str, make_fitted: Fitted, unit_square: Tensor
-) -> None:
+def test_every_name_is_optimized_the_same_way_twice(name: str, kind: str, make_fitted: Fitted, unit_square: Tensor) -> None:
     results = []
     for noise in (1, 2):
         torch.manual_seed(noise)
         before = torch.random.get_rng_state()
         acqf = build(name, make_fitted, kind, unit_square)
         generator = torch.Generator().manual_seed(5)
-        results.append(
-            optimize_acquisition(acqf, unit_square, num_restarts=2, raw_samples=16, generator=generator, maxiter=5)
-        )
+        results.append(optimize_acquisition(acqf, unit_square, num_restarts=2, raw_samples=16, generator=generator, maxiter=5))
         assert torch.equal(torch.random.get_rng_state(), before)
     (X, value), (again, value_again) = results
     assert X.shape == (1, 2)
@@ -144,9 +140,7 @@ def test_objectives_may_be_callables_of_samples_and_inputs(make_fitted: Fitted) 
 
 
 @pytest.mark.parametrize("name", ["qLogEI", "qLogNEI", "qUCB", "qSR", "qKG"])
-def test_constraints_move_the_optimum_into_the_feasible_part(
-    name: str, make_fitted: Fitted, unit_square: Tensor
-) -> None:
+def test_constraints_move_the_optimum_into_the_feasible_part(name: str, make_fitted: Fitted, unit_square: Tensor) -> None:
     """The unconstrained optimum is at (0.4, 0.4); the second output, which equals x1, must be at most 0.2."""
     surrogate = make_fitted("gp", 2)
     acqf = make_acquisition(

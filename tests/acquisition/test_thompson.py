@@ -64,9 +64,7 @@ def test_points_are_chosen_as_often_as_they_are_best() -> None:
     X = torch.stack([angles.cos(), angles.sin()], dim=-1)
     generator = torch.Generator().manual_seed(0)
     surrogate: Any = Linear(2)
-    counts = torch.bincount(
-        torch.cat([thompson_candidates(surrogate, X, 1, generator) for _ in range(2000)]), minlength=8
-    )
+    counts = torch.bincount(torch.cat([thompson_candidates(surrogate, X, 1, generator) for _ in range(2000)]), minlength=8)
     assert float((counts - 250).abs().max()) < 5 * (2000 * 0.125 * 0.875) ** 0.5
 
 
