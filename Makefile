@@ -1,6 +1,7 @@
 # Every target makes its own environment in .venv on first use. Nothing but Python 3.11 or newer and make is needed.
 #   make demo    optimize a real problem with three surrogates and random search, and write a report
-#   make test    lint is separate: this is the test suite, notebooks included
+#   make test    the test suite, with the notebooks and the examples of the documentation
+#   make carriers  what optional environments need; tests of these are skipped without it
 # Variables: PYTHON (which python makes .venv), TORCH_INDEX (an index to take torch from, for a CPU-only build:
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS.
 SHELL := /bin/bash
@@ -60,13 +61,15 @@ format: $(VENV)/.seqbdl-dev
 
 docs: $(VENV)/.seqbdl-dev
 	.ci/link-tree
-	$(BIN)/mkdocs build --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 bench: $(VENV)/.seqbdl-dev
 	$(BIN)/python benchmarks/bayes_opt.py $(BENCH_ARGS)
 
-# Measured tables and simulators that some environments replay; their own requirements conflict with ours, hence --no-deps.
+# What optional environments need: simulators, and packages that carry measured tables. The latter are only read, never
+# imported, and their own requirements conflict with ours, hence --no-deps.
 carriers: $(VENV)/.seqbdl-run
+	$(PIP_INSTALL) neuralfoil==0.3.3 cantera==3.2.0
 	$(BIN)/python -m pip install --quiet --no-deps bocode==1.0.1 olymp==0.0.1b0
 
 clean:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from seqbdl.cli.config import parse_config
 from seqbdl.surrogates import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,3 +76,10 @@ def test_the_example_surrogate_passes_the_contract(tmp_path: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed.group(1)) > 40
+
+
+def test_the_configuration_of_the_guide_is_accepted(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "bayesian-optimization.md").read_text(encoding="utf-8")
+    (configuration,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    config = parse_config(yaml.safe_load(configuration), tmp_path)
+    assert [parameter.kind for parameter in config.space or ()] == ["real", "real", "integer", "categorical", "ordinal"]

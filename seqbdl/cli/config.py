@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,14 @@ KEYS = (
     "objective",
     "direction",
     "space",
+    "candidates",
     "budget",
     "batch_size",
     "initial",
     "surrogate",
     "acquisition",
+    "noise",
+    "replicates",
     "seed",
     "output",
     "checkpoint",
@@ -69,6 +73,7 @@ class OptimizeConfig:
     objective: ObjectiveConfig
     budget: int
     space: tuple[ParameterConfig, ...] | None
+    candidates: Path | None
     direction: Literal["maximize", "minimize"]
     batch_size: int
     initial: int | None
@@ -76,6 +81,8 @@ class OptimizeConfig:
     surrogate_options: Mapping[str, Any]
     acquisition: str
     acquisition_options: Mapping[str, Any]
+    noise: float | None
+    replicates: bool
     seed: int
     output: Path
     checkpoint: Path
@@ -86,11 +93,14 @@ class OptimizeConfig:
         return {
             "objective": [self.objective.kind, self.objective.target, dict(self.objective.kwargs)],
             "space": [[p.name, p.kind, dict(p.arguments)] for p in self.space] if self.space else None,
+            "candidates": _fingerprint(self.candidates) if self.candidates else None,
             "direction": self.direction,
             "batch_size": self.batch_size,
             "initial": self.initial,
             "surrogate": [self.surrogate, dict(self.surrogate_options)],
             "acquisition": [self.acquisition, dict(self.acquisition_options)],
+            "noise": self.noise,
+            "replicates": self.replicates,
             "seed": self.seed,
         }
 
@@ -123,10 +133,14 @@ def parse_config(content: object, folder: Path) -> OptimizeConfig:
     _known(content, KEYS, "")
     objective = _objective(content)
     space = _space(content.get("space"))
-    if objective.kind != "env" and space is None:
-        raise ConfigError("space", "missing; only an environment brings its own space")
-    if objective.kind == "env" and space is not None:
-        raise ConfigError("space", "an environment brings its own space; remove this key")
+    candidates = _candidates(content, folder)
+    if objective.kind != "env" and space is None and candidates is None:
+        raise ConfigError("space", "missing; give a space or a table of candidates (only an environment brings its own)")
+    for key, value in (("space", space), ("candidates", candidates)):
+        if objective.kind == "env" and value is not None:
+            raise ConfigError(key, "an environment brings its own space; remove this key")
+    if space is not None and candidates is not None:
+        raise ConfigError("candidates", "there is a space already; remove one of the two")
     direction = _choice(content, "direction", ("maximize", "minimize"), "maximize")
     if objective.kind == "env" and direction == "minimize":
         raise ConfigError("direction", "the reward of an environment is always maximized; remove this key")
@@ -137,6 +151,7 @@ def parse_config(content: object, folder: Path) -> OptimizeConfig:
         objective=objective,
         budget=_integer(content, "budget", minimum=1),
         space=space,
+        candidates=candidates,
         direction=direction,  # type: ignore[arg-type]  # _choice has checked it
         batch_size=_integer(content, "batch_size", minimum=1, default=1),
         initial=_integer(content, "initial", minimum=0, default=0) if "initial" in content else None,
@@ -144,6 +159,8 @@ def parse_config(content: object, folder: Path) -> OptimizeConfig:
         surrogate_options=surrogate_options,
         acquisition=acquisition,
         acquisition_options=acquisition_options,
+        noise=_noise(content),
+        replicates=_flag(content, "replicates"),
         seed=_integer(content, "seed", minimum=0, default=0),
         output=output,
         checkpoint=folder / _text(content, "checkpoint", "") if "checkpoint" in content else output / "checkpoint",
@@ -173,6 +190,37 @@ def _text(mapping: Mapping[str, Any], key: str, default: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(key, f"{value!r} is not a text")
     return value
+
+
+def _flag(mapping: Mapping[str, Any], key: str) -> bool:
+    value = mapping.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(key, f"{value!r} is neither true nor false")
+    return value
+
+
+def _noise(content: Mapping[str, Any]) -> float | None:
+    value = content.get("noise")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigError("noise", f"{value!r} is not a variance, a number of at least 0; leave it out to learn it")
+    return float(value)
+
+
+def _candidates(content: Mapping[str, Any], folder: Path) -> Path | None:
+    if "candidates" not in content:
+        return None
+    path = folder / _text(content, "candidates", "")
+    if path.suffix.lower() not in (".csv", ".xlsx"):
+        raise ConfigError("candidates", f"{path.name} is neither a .csv nor a .xlsx file")
+    if not path.is_file():
+        raise ConfigError("candidates", f"there is no file {path}")
+    return path
+
+
+def _fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _choice(mapping: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str) -> str:

@@ -74,9 +74,7 @@ def demo(
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each method.")] = None,
     surrogate: Annotated[list[str] | None, typer.Option(help="A registered surrogate; repeat for several.")] = None,
     env: Annotated[str | None, typer.Option(help="The problem, an environment id.")] = None,
-    random_pool: Annotated[
-        int | None, typer.Option(min=1, help="Random evaluations to judge random search by.")
-    ] = None,
+    random_pool: Annotated[int | None, typer.Option(min=1, help="Random evaluations to judge random search by.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores by default.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds after which runs end early.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few evaluations only, to see that it works.")] = False,
@@ -174,9 +172,7 @@ def envs(form: FormatOption = Format.table) -> None:
         _listing([asdict(info) for info in known], "Environments", form)
         return
     missing = {info.id: f" [needs: {info.install}]" for info in known if not info.available}
-    _listing(
-        [{"id": info.id, "summary": info.summary + missing.get(info.id, "")} for info in known], "Environments", form
-    )
+    _listing([{"id": info.id, "summary": info.summary + missing.get(info.id, "")} for info in known], "Environments", form)
 
 
 def _first_sentence(text: str | None) -> str:

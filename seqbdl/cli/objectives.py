@@ -21,17 +21,18 @@ class CommandFailedError(RuntimeError):
     """The command of an objective did not give a number; recorded as a failed trial."""
 
 
-def make_objective(config: ObjectiveConfig, names: Sequence[str], folder: Path) -> Objective:
+def make_objective(config: ObjectiveConfig, names: Sequence[str], folder: Path, whole: bool = True) -> Objective:
     """The callable behind a `python` or `command` objective.
 
     Args:
         config: The checked `objective` entry.
-        names: The names of the parameters of the space.
+        names: The names of the entries of a point.
+        whole: Whether a command must use every one of them.
         folder: Where the configuration lies: modules are looked up there first, and commands run there.
     """
     if config.kind == "python":
         return python_objective(config.target, config.kwargs, folder)
-    return CommandObjective(config.target, names, folder, config.timeout)
+    return CommandObjective(config.target, names, folder, config.timeout, whole)
 
 
 def python_objective(target: str, kwargs: Mapping[str, Any], folder: Path) -> Objective:
@@ -54,12 +55,15 @@ class CommandObjective:
 
     Args:
         template: For example `"python measure.py --x {x}"`.
-        names: The parameters; every one must be used, and no other.
+        names: The entries of a point; no other may be used.
         folder: The working directory of the command.
         timeout: Seconds after which a run is stopped and counts as failed.
+        whole: Whether every one of the names must be used.
     """
 
-    def __init__(self, template: str, names: Sequence[str], folder: Path, timeout: float | None = None) -> None:
+    def __init__(
+        self, template: str, names: Sequence[str], folder: Path, timeout: float | None = None, whole: bool = True
+    ) -> None:
         try:
             self._words = shlex.split(template)
             parsed = [string.Formatter().parse(word) for word in self._words]
@@ -69,7 +73,7 @@ class CommandObjective:
         for field in sorted(fields - set(names)):
             raise ConfigError("objective.command", f"{{{field}}} is not a parameter; the space has {', '.join(names)}")
         for name in names:
-            if name not in fields:
+            if whole and name not in fields:
                 raise ConfigError("objective.command", f"the parameter {name!r} is not used; write {{{name}}} into it")
         self._folder = folder
         self._timeout = timeout
@@ -77,9 +81,7 @@ class CommandObjective:
     def __call__(self, point: Mapping[str, Any]) -> float:
         words = [word.format(**point) for word in self._words]
         try:
-            done = subprocess.run(
-                words, cwd=self._folder, capture_output=True, text=True, timeout=self._timeout, check=False
-            )
+            done = subprocess.run(words, cwd=self._folder, capture_output=True, text=True, timeout=self._timeout, check=False)
         except subprocess.TimeoutExpired as error:
             raise CommandFailedError(f"stopped after {self._timeout} seconds") from error
         except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -103,9 +104,7 @@ def _check_names(config: OptimizeConfig) -> None:
         raise ConfigError("surrogate", str(error)) from error
     for option in config.surrogate_options:
         if option not in known:
-            raise ConfigError(
-                f"surrogate.{option}", f"{config.surrogate} has no such option; it has {', '.join(known)}"
-            )
+            raise ConfigError(f"surrogate.{option}", f"{config.surrogate} has no such option; it has {', '.join(known)}")
     try:
         check_acquisition(config.acquisition)
     except UnknownNameError as error:
@@ -117,9 +116,24 @@ def _problem(config: OptimizeConfig, folder: Path) -> tuple[gymnasium.Env[Any, A
     if config.objective.kind == "env":
         env = _make_env(config.objective)
         return env, Space.from_gymnasium(env.action_space, env), _outcomes(env)
+    if config.candidates is not None:
+        pool = _read_candidates(config.candidates)
+        # A table may hold columns that the objective does not need.
+        return make_objective(config.objective, list(pool.point(0)), folder, whole=False), pool, {"objective": config.direction}
     space = make_space(config.space or ())
     objective = make_objective(config.objective, space.names, folder)
     return objective, space, {"objective": config.direction}
+
+
+def _read_candidates(path: Path) -> Space:
+    """The rows of a table as the only points there are."""
+    try:
+        table = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_excel(path)
+        return Space.from_candidates(table)
+    except ImportError as error:
+        raise ConfigError("candidates", "spreadsheets need openpyxl: pip install 'seqbdl[lab]'") from error
+    except ValueError as error:  # InvalidSpaceError, and whatever pandas cannot parse
+        raise ConfigError("candidates", f"{path.name}: {error}") from error
 
 
 def _make_env(objective: ObjectiveConfig) -> gymnasium.Env[Any, Any]:
@@ -164,6 +178,8 @@ def _make_loop(config: OptimizeConfig, space: Space, options: Mapping[str, Any])
             surrogate=config.surrogate,
             acquisition=config.acquisition,
             initial=config.initial,
+            noise=config.noise,
+            replicates=config.replicates,
             seed=config.seed,
             surrogate_options=config.surrogate_options,
             acquisition_options=config.acquisition_options,
@@ -236,10 +252,11 @@ def _headline(history: History, best: list[Record], loop: BayesOptLoop) -> tuple
 
 
 def _record_table(history: History, records: list[Record], marked: set[int] | None = None) -> Table:
-    columns = ["trial", "status", *history.parameter_names, *history.outcome_names, *history.constraint_names]
+    names = list(history.records[0].point) if len(history) else list(history.parameter_names)
+    columns = ["trial", "status", *names, *history.outcome_names, *history.constraint_names]
     rows = [
         [str(record.step), record.status]
-        + [_cell(record.point[name]) for name in history.parameter_names]
+        + [_cell(record.point[name]) for name in names]
         + [_outcome(value) for value in (*record.outcomes, *record.constraints)]
         for record in records
     ]

@@ -17,9 +17,9 @@ GOOD: dict[str, Any] = {
 }
 
 
-def parse(**changes: Any) -> Any:
+def parse(folder: Path = Path("/somewhere"), **changes: Any) -> Any:
     content = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
-    return parse_config(content, Path("/somewhere"))
+    return parse_config(content, folder)
 
 
 def test_defaults() -> None:
@@ -92,14 +92,21 @@ def test_short_form_of_a_real_parameter() -> None:
         ({"space": {"x": {"type": "categorical", "choices": [True]}}}, "space.x.choices", "quotes"),
         ({"surrogate": 3}, "surrogate", "neither a name"),
         ({"surrogate": {"num_chains": 2}}, "surrogate", "neither a name"),
+        ({"candidates": "table.csv"}, "candidates", "a space already"),
+        ({"candidates": "nowhere.csv", "space": ...}, "candidates", "no file"),
+        ({"candidates": "table.json", "space": ...}, "candidates", "neither a .csv nor a .xlsx"),
+        ({"noise": -1}, "noise", "at least 0"),
+        ({"noise": "little"}, "noise", "variance"),
+        ({"replicates": "often"}, "replicates", "true nor false"),
         ({"on_error": "ignore"}, "on_error", "record, raise"),
         ({"seed": -1}, "seed", "at least 0"),
         ({"output": 3}, "output", "not a text"),
     ],
 )
-def test_errors_name_the_key(changes: dict[str, Any], key: str, words: str) -> None:
+def test_errors_name_the_key(changes: dict[str, Any], key: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a\n1\n2\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        parse(**changes)
+        parse(tmp_path, **changes)
     assert caught.value.key == key
     assert str(caught.value).startswith(f"{key}: ")
     assert words in str(caught.value)
@@ -129,6 +136,15 @@ def test_identity_forgets_only_budget_and_places() -> None:
     assert parse(budget=99, output="elsewhere", checkpoint="c", on_error="raise").identity() == first.identity()
     for change in ({"seed": 1}, {"surrogate": "nngp"}, {"space": {"x": [0, 2]}}, {"direction": "minimize"}):
         assert parse(**change).identity() != first.identity()
+
+
+def test_identity_knows_the_candidates_by_their_content(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a\n1\n2\n", encoding="utf-8")
+    first = parse(tmp_path, candidates="table.csv", space=...)
+    before = first.identity()
+    table.write_text("a\n1\n3\n", encoding="utf-8")
+    assert first.identity() != before
 
 
 def test_loads_code_from_no_file(tmp_path: Path) -> None:

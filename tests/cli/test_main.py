@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import pandas as pd
 import pytest
 import yaml
 from click.testing import Result
@@ -44,6 +45,7 @@ def invoke(*arguments: str) -> Result:
 @pytest.fixture
 def configure(tmp_path: Path) -> Any:
     (tmp_path / "cli_objective.py").write_text(FUNCTION, encoding="utf-8")
+    (tmp_path / "same.csv").write_text("a,b\n1,1\n1,1\n", encoding="utf-8")
 
     def write(**changes: Any) -> str:
         content = {key: value for key, value in {**CONFIG, **changes}.items() if value is not ...}
@@ -125,6 +127,23 @@ def test_optimize_a_command_that_is_minimized(configure: Any, tmp_path: Path) ->
     assert best["outcomes"][0] == min(values)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
+def test_optimize_over_a_table_of_candidates(configure: Any, tmp_path: Path, suffix: str) -> None:
+    table = pd.DataFrame({"angle": [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], "maker": ["a", "b", "a", "b", "a", "b"]})
+    if suffix == ".csv":
+        table.to_csv(tmp_path / "table.csv", index=False)
+    else:
+        table.to_excel(tmp_path / "table.xlsx", index=False)
+    command = f'"{sys.executable}" -c "print(-abs({{angle}} - 40))"'
+    config = configure(objective={"command": command}, space=..., candidates="table" + suffix, initial=3, budget=9)
+    result = invoke("optimize", config, "--quiet")
+    assert result.exit_code == 0, result.output
+    rows = trials(tmp_path / "seqbdl-results")
+    assert len({row["candidate"] for row in rows}) == len(rows) == 6  # every row once, then there is nothing left
+    (best,) = json.loads((tmp_path / "seqbdl-results" / "best.json").read_text(encoding="utf-8"))
+    assert best["point"] == {"candidate": 3, "angle": 40.0, "maker": "b"}
+
+
 def test_optimize_where_every_trial_fails_says_so(configure: Any, tmp_path: Path) -> None:
     result = invoke("optimize", configure(objective="python:cli_objective:broken", budget=2), "--quiet")
     assert result.exit_code == 1
@@ -140,6 +159,7 @@ def test_optimize_where_every_trial_fails_says_so(configure: Any, tmp_path: Path
         ({"objective": "seqbdl/Nowhere-v0", "space": ...}, "objective: "),
         ({"objective": {"env": "seqbdl/Branin-v0", "kwargs": {"nois": 1}}, "space": ...}, "objective: "),
         ({"space": {"x": [1.0, 0.0]}}, "space.x: "),
+        ({"space": ..., "candidates": "same.csv"}, "candidates: same.csv: "),
         ({"surrogate": "oracle"}, "surrogate: unknown surrogate 'oracle'; the known ones are"),
         ({"surrogate": {"name": "nngp", "magic": 3}}, "surrogate.magic: "),
         ({"acquisition": "luck"}, "acquisition: unknown acquisition"),
