@@ -1,0 +1,82 @@
+"""Gauss-Newton in the dual and randomize-then-optimize against linear regression in closed form."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
+from seqbdl.networks import MLP, ModuleNetwork
+
+ONE_STEP = GaussNewtonSettings(max_iterations=1)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_one_step_finds_the_posterior_mean_of_a_linear_network(m: int, linear: SimpleNamespace) -> None:
+    p = linear.problem(m=m)
+    zeros = torch.zeros(1, p.network.num_params).double()
+    far = 10 * linear.normals(1, p.network.num_params)
+    for start in (zeros, far):
+        result = gauss_newton(p.network, p.X, p.Y.unsqueeze(0), p.variance, zeros, start, ONE_STEP)
+        torch.testing.assert_close(result.z[0], p.mean, rtol=0, atol=1e-8)
+    misfit = ((p.Y - p.network.forward(result.z, p.X)[0]).square() / p.variance).sum()
+    torch.testing.assert_close(result.loss[0], 0.5 * misfit + 0.5 * result.z.square().sum())
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_randomized_members_are_exact_posterior_samples_of_a_linear_network(m: int, linear: SimpleNamespace) -> None:
+    p, S = linear.problem(m=m, level=0.3), 20_000
+    anchors = linear.normals(S, p.network.num_params, seed=1)
+    targets = p.Y + p.variance.sqrt() * linear.normals(S, *p.Y.shape, seed=2)
+    members = gauss_newton(p.network, p.X, targets, p.variance, anchors, anchors, ONE_STEP).z
+    linear.assert_samples(members, p.mean, p.covariance)
+
+
+def test_without_target_noise_the_spread_is_too_small(linear: SimpleNamespace) -> None:
+    """Anchors alone: covariance S S instead of S, S the posterior covariance under a standard normal prior."""
+    p, S = linear.problem(level=0.3), 20_000
+    anchors = linear.normals(S, p.network.num_params, seed=1)
+    members = gauss_newton(p.network, p.X, p.Y.unsqueeze(0), p.variance, anchors, anchors, ONE_STEP).z
+    linear.assert_samples(members, p.mean, p.covariance @ p.covariance)
+    assert float((p.covariance @ p.covariance).trace()) < 0.97 * float(p.covariance.trace())
+
+
+def test_members_do_not_mix(linear: SimpleNamespace) -> None:
+    network = ModuleNetwork(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), 2)
+    p, starts = linear.problem(), linear.normals(4, network.num_params)
+    targets = p.Y + linear.normals(4, *p.Y.shape, seed=3)
+    settings = GaussNewtonSettings(max_iterations=8, tolerance=0.0)
+    together = gauss_newton(network, p.X, targets, p.variance, starts, starts, settings)
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = gauss_newton(network, p.X, targets[one], p.variance, starts[one], starts[one], settings)
+        torch.testing.assert_close(together.z[i], alone.z[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["erf", "relu"])
+def test_nonlinear_networks_descend_to_a_stationary_point(activation: str, linear: SimpleNamespace) -> None:
+    ones = torch.ones(4).double()
+    network = MLP((8, 8), 4 * ones[:2], ones[:2], ones[:3], 1, activation)
+    p, starts = linear.problem(n=12), linear.normals(6, network.num_params)
+    previous = torch.full((6,), torch.inf).double()
+    for iterations in (1, 3, 10, 200):
+        settings = GaussNewtonSettings(max_iterations=iterations, tolerance=1e-12)
+        result = gauss_newton(network, p.X, p.Y.unsqueeze(0), p.variance, starts, starts, settings)
+        assert bool((result.loss <= previous + 1e-9).all())
+        previous = result.loss
+    if activation == "erf":  # a kink of ReLU may be where the loss is least
+        z = result.z.clone().requires_grad_(True)
+        loss = (0.5 * (p.Y - network.forward(z, p.X)).square() / p.variance).sum() + 0.5 * (z - starts).square().sum()
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert float(gradient.abs().max()) < 1e-2 * (1 + float(result.loss.max()))
+
+
+def test_damping_does_not_move_the_minimizer(linear: SimpleNamespace) -> None:
+    p = linear.problem()
+    zeros = torch.zeros(1, p.network.num_params).double()
+    settings = GaussNewtonSettings(max_iterations=60, tolerance=1e-14, damping=5.0)
+    result = gauss_newton(p.network, p.X, p.Y.unsqueeze(0), p.variance, zeros, zeros, settings)
+    torch.testing.assert_close(result.z[0], p.mean, rtol=0, atol=1e-5)
