@@ -33,30 +33,37 @@ class DrawPaths(SamplePath):
         """Evaluate the paths.
 
         Args:
-            x: ``batch x q x d``. As in BoTorch, paths are a batch of functions of shape ``sample_shape x batch_shape``:
-                where ``batch`` broadcasts with it (aligned on the right), every path is evaluated at its own points;
-                any other ``batch`` goes to all paths.
+            x: ``batch x q x d``. As in BoTorch, paths are a batch of functions, of shape ``sample_shape x batch_shape``, and
+                ``x m`` for several outputs: where ``batch`` broadcasts with it (aligned on the right), every function is
+                evaluated at its own points; any other ``batch`` goes to all paths.
 
         Returns:
-            ``broadcast(batch, sample_shape x batch_shape) x q`` (``sample_shape x batch x q`` for other batches) for
-            one output; ``m`` stands before ``q`` for several.
+            ``broadcast(batch, functions) x q``; for other batches ``sample_shape x batch x q``, with ``m`` before ``q``
+            for several outputs.
         """
-        own = self.sample_shape + self.batch_shape
-        batch = _broadcast(x.shape[:-2], own)
+        m = self.draws.num_outputs
+        functions = self.sample_shape + self.batch_shape + torch.Size([m] if m > 1 else [])
+        batch = _broadcast(x.shape[:-2], functions)
         if batch is None:
             values = self.draws(x)
             values = values.reshape(*self.sample_shape, *values.shape[1:])
-        else:
-            values = self._at_own_points(x, len(batch) - len(own), len(batch) - len(self.batch_shape))
-            values = values.expand(*batch, *values.shape[-2:])
-        return values.squeeze(-1) if values.shape[-1] == 1 else values.transpose(-1, -2)
+            return values.squeeze(-1) if m == 1 else values.transpose(-1, -2)
+        x = x.reshape(*([1] * (len(batch) + 2 - x.dim())), *x.shape)
+        if m == 1:
+            values = self._at_own_points(x).squeeze(-1)
+        elif x.shape[-3] == 1:
+            values = self._at_own_points(x.squeeze(-3)).transpose(-1, -2)
+        else:  # every output at its own points
+            each = [self._at_own_points(x[..., i, :, :])[..., i] for i in range(m)]
+            values = torch.stack(each, dim=-2)
+        return values.expand(*batch, x.shape[-2])
 
-    def _at_own_points(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Values ``batch x q x m``, the paths lying along the axes ``first`` to ``last`` (excluded) of the batch."""
+    def _at_own_points(self, x: Tensor) -> Tensor:
+        """Values ``batch x q x m`` where ``batch`` ends in one dimension for every one of the paths and the surrogate."""
+        last = x.dim() - 2 - len(self.batch_shape)
+        first = last - len(self.sample_shape)
         n = self.sample_shape.numel()
-        x = x.reshape(*([1] * (last + len(self.batch_shape) + 2 - x.dim())), *x.shape)
-        along = x.shape[first:last]
-        if along.numel() == 1:  # the same points for all paths
+        if x.shape[first:last].numel() == 1:  # the same points for all paths
             values = self.draws(x.reshape(*x.shape[:first], *x.shape[last:])).movedim(0, first)
         else:
             x = x.expand(*x.shape[:first], *self.sample_shape, *x.shape[last:])

@@ -74,18 +74,23 @@ class GaussianSurrogate(Surrogate):
         X_extra, Y_extra, noise = self._extra
         shape = (n, *torch.broadcast_shapes(Y_extra.shape, noise.shape))
         white = torch.randn(shape, generator=generator, dtype=torch.float64).to(Y_extra)
-        misfit = Y_extra + noise.sqrt() * white - base(X_extra)  # n x nf x b x n' x m
+        misfit = Y_extra + noise.sqrt() * white - _align(base(X_extra), len(shape))  # n x nf x b x n' x m
 
         def conditioned(X: Tensor) -> Tensor:
             # Matheron's rule on top of the base posterior: f(x) + C(x, X') (C(X', X') + noise)^{-1} (y + eps - f(X')).
             joint = self._joint(_stack_points(X, X_extra))
             gain = joint.gain(X_extra.shape[-2], noise)  # batch x g x r x r_new
             rows = group_rows(misfit, joint.covariance).unsqueeze(-1)  # n x nf x b x g x r_new x 1
-            missing = max(0, gain.dim() + 1 - rows.dim())
-            rows = rows.reshape(n, *([1] * missing), *rows.shape[1:])
-            return base(X) + joint._ungroup((gain @ rows).squeeze(-1), X.shape[-2])
+            rows = _align(rows, gain.dim() + 1)
+            shift = joint._ungroup((gain @ rows).squeeze(-1), X.shape[-2])
+            return _align(base(X), shift.dim()) + shift
 
         return conditioned
+
+
+def _align(draws: Tensor, dims: int) -> Tensor:
+    """``n x batch x ...`` with ones after ``n``, so that the batches of several draws broadcast from the right."""
+    return draws.reshape(draws.shape[0], *([1] * (dims - draws.dim())), *draws.shape[1:])
 
 
 def _stack_points(X: Tensor, X_extra: Tensor) -> Tensor:

@@ -118,14 +118,29 @@ class ParticleSurrogate(Surrogate):
         return twin
 
     def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
-        weights = self._weights_now().softmax(0)
+        weights = self._weights_now().softmax(0).detach()
         if weights.dim() > 1:
-            raise InvalidOptionError("draw functions from one fantasy at a time; this surrogate holds a batch of them")
-        picks = _systematic(weights.detach(), n, generator)
+            return self._draw_per_fantasy(weights, n, generator)
+        picks = _systematic(weights, n, generator)
         if self._extra:
             return lambda X: self._values(X)[picks]
         z, network = self._z[picks], self._network
         return lambda X: network.forward(z, X)
+
+    def _draw_per_fantasy(self, weights: Tensor, n: int, generator: torch.Generator) -> Evaluate:
+        """``n`` functions of every fantasy; ``weights``: ``S x batch_shape``."""
+        columns = weights.flatten(1).T
+        picks = torch.stack([_systematic(column, n, generator) for column in columns], dim=-1)
+        picks = picks.reshape(n, *weights.shape[1:])
+
+        def evaluate(X: Tensor) -> Tensor:
+            values = self._values(X)  # S x batch x q x m
+            batch = torch.broadcast_shapes(values.shape[1:-2], picks.shape[1:])
+            values = values.reshape(values.shape[0], *([1] * (len(batch) + 3 - values.dim())), *values.shape[1:])
+            index = picks.reshape(n, *([1] * (len(batch) + 1 - picks.dim())), *picks.shape[1:], 1, 1)
+            return values.expand(-1, *batch, -1, -1).gather(0, index.expand(n, *batch, *values.shape[-2:]))
+
+        return evaluate
 
     def _noise(self) -> Tensor:
         return self._prior.noise
