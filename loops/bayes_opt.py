@@ -131,13 +131,9 @@ class BayesOptLoop:
             settings = {"bounds": self.space.bounds, "noise": noise, "seed": self.seed, **options}
             return make_surrogate(surrogate, self.space.dim, outputs, **settings)
         if not isinstance(surrogate, Surrogate):
-            raise InvalidOptionError(
-                f"surrogate is a {type(surrogate).__name__}; give a registered name or a Surrogate"
-            )
+            raise InvalidOptionError(f"surrogate is a {type(surrogate).__name__}; give a registered name or a Surrogate")
         if options or noise is not None:
-            raise InvalidOptionError(
-                "noise and surrogate_options belong to a surrogate given by name; set them on the instance"
-            )
+            raise InvalidOptionError("noise and surrogate_options belong to a surrogate given by name; set them on the instance")
         if surrogate.input_dim != self.space.dim or surrogate.num_outputs != outputs:
             raise InvalidOptionError(
                 f"the surrogate has input_dim={surrogate.input_dim} and {surrogate.num_outputs} outputs; the space"
@@ -211,9 +207,7 @@ class BayesOptLoop:
             return set()
         return {self.space.key(point) for point in (*(record.point for record in self.history), *elsewhere)}
 
-    def _propose(
-        self, method: str | AcquisitionFactory, n: int, elsewhere: list[Point], held: dict[str, Value]
-    ) -> list[Point]:
+    def _propose(self, method: str | AcquisitionFactory, n: int, elsewhere: list[Point], held: dict[str, Value]) -> list[Point]:
         waiting = [*(record.point for record in self.history.pending), *elsewhere]
         signs = torch.tensor(self.outcomes.signs[: len(self.outcomes.names)], dtype=torch.double)
         reference = None if self._ref_point is None else torch.tensor(self._ref_point, dtype=torch.double) * signs
@@ -284,9 +278,7 @@ class BayesOptLoop:
         prepared = []
         has_variances = {record.variances is not None for record in self.history.complete}
         for trial in trials:
-            told = (
-                None if trial.outcome is None and trial.failed else self.outcomes.read(trial.outcome, trial.constraints)
-            )
+            told = None if trial.outcome is None and trial.failed else self.outcomes.read(trial.outcome, trial.constraints)
             variances = None if trial.Yvar is None else self.outcomes.read_variances(trial.Yvar)
             broken = trial.failed or (told is not None and bool(told.broken(self.outcomes.all_names)))
             if not broken:
@@ -382,15 +374,11 @@ class BayesOptLoop:
             StateError: The state is of another version, or of a loop with another space, surrogate or outcomes.
         """
         if state.get("version") != STATE_VERSION:
-            raise StateError(
-                f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}"
-            )
+            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
         mine = self._settings()
         for name, value in dict(state["settings"]).items():
             if mine.get(name) != value:
-                raise StateError(
-                    f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})"
-                )
+                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
         self._model.load_state_dict(state["model"])
         self.history = History.from_tree(state["history"])
         self.generator.set_state(state["generator"])

@@ -99,9 +99,7 @@ class CandidateSpace(Space):
             value = dict(zip(names, listed, strict=True))
         missing = [name for name in self.names if name not in value]
         if missing:
-            raise InvalidSpaceError(
-                f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}, and has no {ROW!r}"
-            )
+            raise InvalidSpaceError(f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}, and has no {ROW!r}")
         row = torch.tensor([[p.to_search(p.check(value[p.name])) for p in self.parameters]], dtype=torch.double)
         return self.search_to_model(row)
 
@@ -201,9 +199,7 @@ def _as_frame(table: Any, names: Sequence[str] | None) -> pd.DataFrame:
     if len(frame) == 0:
         raise InvalidSpaceError("the table of candidates is empty; a space needs at least one row")
     if frame.columns.duplicated().any():
-        raise InvalidSpaceError(
-            f"two columns are called {frame.columns[frame.columns.duplicated()][0]!r}; names must differ"
-        )
+        raise InvalidSpaceError(f"two columns are called {frame.columns[frame.columns.duplicated()][0]!r}; names must differ")
     if ROW in frame.columns:
         raise InvalidSpaceError(f"a column is called {ROW!r}, which names the row number in points; rename it")
     for column in frame.columns:
@@ -213,9 +209,7 @@ def _as_frame(table: Any, names: Sequence[str] | None) -> pd.DataFrame:
             bad = bad | ~np.isfinite(values.to_numpy(dtype=np.float64))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise InvalidSpaceError(
-                f"candidates: column {column!r} is missing or not finite in row {row}; drop or fill it"
-            )
+            raise InvalidSpaceError(f"candidates: column {column!r} is missing or not finite in row {row}; drop or fill it")
     return frame
 
 

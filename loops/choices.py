@@ -18,15 +18,11 @@ def _check_choices(name: str, what: str, values: object) -> tuple[Value, ...]:
     listed = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
     for value in listed:
         if not (value is None or isinstance(value, str | bool | int | float)):
-            raise InvalidSpaceError(
-                f"parameter {name!r}: {value!r} is a {type(value).__name__}; use strings or numbers"
-            )
+            raise InvalidSpaceError(f"parameter {name!r}: {value!r} is a {type(value).__name__}; use strings or numbers")
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidSpaceError(f"parameter {name!r}: {what} hold {value!r}; every value must be finite")
     if len(listed) < 2:
-        raise InvalidSpaceError(
-            f"parameter {name!r}: {what} need at least two entries; leave a constant out of the space"
-        )
+        raise InvalidSpaceError(f"parameter {name!r}: {what} need at least two entries; leave a constant out of the space")
     for i, value in enumerate(listed):
         if _index(listed, value) != i:
             raise InvalidSpaceError(f"parameter {name!r}: {value!r} occurs twice in {what}; remove one")
@@ -38,11 +34,7 @@ def _index(choices: tuple[Value, ...], value: object) -> int | None:
         value = value.item()
     for i, choice in enumerate(choices):
         # True == 1 in Python, but they are two different choices
-        if (
-            isinstance(choice, bool) is isinstance(value, bool)
-            and type(value) in (type(choice), int, float)
-            and choice == value
-        ):
+        if isinstance(choice, bool) is isinstance(value, bool) and type(value) in (type(choice), int, float) and choice == value:
             return i
     return None
 

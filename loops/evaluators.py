@@ -118,9 +118,7 @@ class EnvEvaluator:
         stored = json.loads(state["np_random"])
         generator = self.env.unwrapped.np_random.bit_generator
         if stored.get("bit_generator") != generator.state["bit_generator"]:
-            raise StateError(
-                f"the checkpoint belongs to an environment with another generator ({stored.get('bit_generator')})"
-            )
+            raise StateError(f"the checkpoint belongs to an environment with another generator ({stored.get('bit_generator')})")
         generator.state = stored
 
 

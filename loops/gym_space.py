@@ -59,9 +59,7 @@ def space_from_gymnasium(action_space: gymnasium.Space[Any], env: gymnasium.Env[
     if isinstance(action_space, spaces.Discrete):
         if candidates is not None:
             if len(candidates) != action_space.n:
-                raise InvalidSpaceError(
-                    f"the pool has {len(candidates)} candidates, the action space {action_space.n} actions"
-                )
+                raise InvalidSpaceError(f"the pool has {len(candidates)} candidates, the action space {action_space.n} actions")
             return Space.from_candidates(candidates, names=names)
         name = names[0] if names else "action"
         return GymSpace([_parameter(name, action_space, False, _options(source, name))], action_space)

@@ -243,14 +243,11 @@ class History:
 
     def summary(self) -> str:
         """A few lines for a person: how many trials, the best, the regret."""
-        counts = {
-            status: sum(r.status == status for r in self.records) for status in (COMPLETE, FAILED, PARTIAL, PENDING)
-        }
+        counts = {status: sum(r.status == status for r in self.records) for status in (COMPLETE, FAILED, PARTIAL, PENDING)}
         lines = [f"{len(self)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)]
         if self.constraint_names and self.complete:
             lines.append(
-                f"{sum(record.feasible for record in self.records)} of {len(self.complete)} complete trials are"
-                " feasible"
+                f"{sum(record.feasible for record in self.records)} of {len(self.complete)} complete trials are feasible"
             )
         if len(self.outcome_names) > 1:
             lines.append(f"{len(self.pareto())} trials on the Pareto front of {', '.join(self.outcome_names)}")
@@ -285,9 +282,7 @@ class History:
             values = np.array([record.outcomes[0] for record in self.records], dtype=np.float64)
             ax.plot(steps[feasible], values[feasible], "o", ms=4, alpha=0.6, label="observed")
             if (complete & ~feasible).any():
-                ax.plot(
-                    steps[complete & ~feasible], values[complete & ~feasible], "o", ms=4, mfc="none", label="infeasible"
-                )
+                ax.plot(steps[complete & ~feasible], values[complete & ~feasible], "o", ms=4, mfc="none", label="infeasible")
             if self.optimal_value is not None:
                 ax.axhline(self.optimal_value, ls=":", color="0.4", label="optimum")
             label = "best so far"
@@ -298,18 +293,14 @@ class History:
         ax.step(steps, self.best_so_far(), where="post", label=label)
         failed = [record.step + 1 for record in self.failed]
         if failed:
-            ax.plot(
-                failed, np.zeros(len(failed)), "x", color="tab:red", transform=ax.get_xaxis_transform(), label="failed"
-            )
+            ax.plot(failed, np.zeros(len(failed)), "x", color="tab:red", transform=ax.get_xaxis_transform(), label="failed")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("trial")
         ax.legend()
         return ax
 
     def _plot_front(self, ax: Any) -> Any:
-        values = np.array([record.outcomes for record in self.complete], dtype=np.float64).reshape(
-            -1, len(self.outcome_names)
-        )
+        values = np.array([record.outcomes for record in self.complete], dtype=np.float64).reshape(-1, len(self.outcome_names))
         front = np.array(sorted(record.outcomes for record in self.pareto()), dtype=np.float64).reshape(
             -1, len(self.outcome_names)
         )

@@ -142,16 +142,12 @@ class OutcomeSpec:
             InvalidDataError: A variance is negative, NaN or infinite.
         """
         listed = (
-            [_number(Yvar.get(name), name) for name in self.all_names]
-            if isinstance(Yvar, Mapping)
-            else _listed(Yvar, "Yvar")
+            [_number(Yvar.get(name), name) for name in self.all_names] if isinstance(Yvar, Mapping) else _listed(Yvar, "Yvar")
         )
         if len(listed) == 1:
             listed = listed * len(self.all_names)
         if len(listed) != len(self.all_names):
-            raise ShapeError(
-                f"Yvar has {len(listed)} values; expected {len(self.all_names)} ({', '.join(self.all_names)})"
-            )
+            raise ShapeError(f"Yvar has {len(listed)} values; expected {len(self.all_names)} ({', '.join(self.all_names)})")
         values = [value for value in listed if value is not None and math.isfinite(value) and value >= 0]
         if len(values) != len(listed):
             raise InvalidDataError(f"Yvar is {listed}; variances are finite numbers of at least 0")

@@ -37,18 +37,13 @@ def check_name(name: object) -> None:
 def _check_range(name: str, low: object, high: object, log: bool) -> None:
     for which, value in (("low", low), ("high", high)):
         if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
-            raise InvalidSpaceError(
-                f"parameter {name!r}: {which}={value!r} is not a finite number; every range needs both ends"
-            )
+            raise InvalidSpaceError(f"parameter {name!r}: {which}={value!r} is not a finite number; every range needs both ends")
     if low >= high:  # type: ignore[operator]
         raise InvalidSpaceError(
-            f"parameter {name!r}: low={low!r} is not below high={high!r}; swap them, or leave a constant out of the"
-            " space"
+            f"parameter {name!r}: low={low!r} is not below high={high!r}; swap them, or leave a constant out of the space"
         )
     if log and low <= 0:  # type: ignore[operator]
-        raise InvalidSpaceError(
-            f"parameter {name!r}: a log scale needs low > 0, not low={low!r}; raise low or set log=False"
-        )
+        raise InvalidSpaceError(f"parameter {name!r}: a log scale needs low > 0, not low={low!r}; raise low or set log=False")
 
 
 def _number(name: str, value: object) -> float:
@@ -174,8 +169,7 @@ class Real(Parameter):
         if self.step is not None:
             if not _is_number(self.step) or not 0 < self.step <= self.high - self.low:
                 raise InvalidSpaceError(
-                    f"parameter {self.name!r}: step={self.step!r} must be positive and at most the range"
-                    f" {self.high - self.low:g}"
+                    f"parameter {self.name!r}: step={self.step!r} must be positive and at most the range {self.high - self.low:g}"
                 )
             object.__setattr__(self, "step", float(self.step))
 
@@ -188,9 +182,7 @@ class Real(Parameter):
     def check(self, value: object) -> Value:
         number = _number(self.name, value)
         if self.log and number <= 0:
-            raise InvalidSpaceError(
-                f"parameter {self.name!r}: {number!r} has no place on a log scale; it must be positive"
-            )
+            raise InvalidSpaceError(f"parameter {self.name!r}: {number!r} has no place on a log scale; it must be positive")
         return number
 
     def contains(self, value: object) -> bool:
@@ -249,9 +241,7 @@ class Integer(Parameter):
         if number != round(number):
             raise InvalidSpaceError(f"parameter {self.name!r}: {value!r} is not a whole number")
         if self.log and number <= 0:
-            raise InvalidSpaceError(
-                f"parameter {self.name!r}: {value!r} has no place on a log scale; it must be positive"
-            )
+            raise InvalidSpaceError(f"parameter {self.name!r}: {value!r} has no place on a log scale; it must be positive")
         return round(number)
 
     def to_search(self, value: Value) -> float:

@@ -33,9 +33,9 @@ THOMPSON = "thompson"
 MANY = 20
 """Batches beyond this go to Thompson sampling under ``acquisition="auto"``: their cost grows only linearly."""
 # These look at one point at a time: pending and failed points mean nothing to them.
-_WITHOUT_PENDING = frozenset(
-    {"LogEI", "UCB", "PosteriorMean", "PosteriorStandardDeviation", "qPES", "DrawEntropySearch"}
-)
+_WITHOUT_PENDING = frozenset({"LogEI", "UCB", "PosteriorMean", "PosteriorStandardDeviation", "qPES", "DrawEntropySearch"})
+# These smooth over fixed widths that BoTorch chose for outcomes of about unit variance.
+_SMOOTHED = frozenset({"qLogEI", "qLogNEI", "qLogEHVI", "qLogNEHVI"})
 # Around a failed point nothing is proposed again, in search coordinates.
 _FAILED_RADIUS = 1e-3
 
@@ -66,9 +66,15 @@ def choose_acquisition(acquisition: str | AcquisitionFactory, num_outcomes: int,
     return "qLogNEI" if num_outcomes == 1 else "qLogNEHVI"
 
 
-def constraint_output(samples: Tensor, output: int) -> Tensor:
+def constraint_output(samples: Tensor, output: int, scale: float = 1.0) -> Tensor:
     """One output of the surrogate as a constraint: ``... x q x m`` to ``... x q``, feasible when at most 0."""
-    return samples[..., output]
+    return samples[..., output] / scale
+
+
+def scaled_outcomes(samples: Tensor, X: Tensor | None = None, *, shift: Tensor, scale: Tensor) -> Tensor:
+    """The first outputs, shifted and scaled: ``... x q x m``, or ``... x q`` for a single one."""
+    values = (samples[..., : len(shift)] - shift) / scale
+    return values.squeeze(-1) if len(shift) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,27 @@ class Request:
     def constraints(self) -> list[Callable[[Tensor], Tensor]] | None:
         """Callables on samples; negative is feasible."""
         outputs = range(self.num_outcomes, self.num_outcomes + self.num_constraints)
-        return [partial(constraint_output, output=output) for output in outputs] or None
+        scales = self._spread()[1].tolist() if self.num_constraints else []
+        return [partial(constraint_output, output=output, scale=scales[output]) for output in outputs] or None
+
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the observed outputs, one each."""
+        targets = self.surrogate.train_targets
+        if targets is None or len(targets) < 2:
+            outputs = self.num_outcomes + self.num_constraints
+            return torch.zeros(outputs, dtype=torch.double), torch.ones(outputs, dtype=torch.double)
+        sd = targets.std(dim=0)
+        # rounding of a constant column is no spread
+        return targets.mean(dim=0), torch.where(sd > 1e-12 * targets.abs().amax(dim=0), sd, 1.0)
+
+    def _unit_scale(self) -> dict[str, Any]:
+        """Objective and reference point in units of the outcomes' spread, for methods that smooth over fixed widths."""
+        own = {"best_f", "objective", "ref_point"} & set(self.options)
+        if own or not (isinstance(self.acquisition, str) and self.acquisition in _SMOOTHED):
+            return {"objective": self.objective, "ref_point": self.ref_point}
+        shift, scale = (values[: self.num_outcomes] for values in self._spread())
+        reference = None if self.ref_point is None else (self.ref_point - shift) / scale
+        return {"objective": partial(scaled_outcomes, shift=shift, scale=scale), "ref_point": reference}
 
     @property
     def objective(self) -> int | list[int] | None:
@@ -138,8 +164,7 @@ class Request:
             "bounds": self.space.bounds,
             "X_pending": self.space.encode(waiting) if waiting else None,
             "constraints": self.constraints,
-            "objective": self.objective,
-            "ref_point": self.ref_point,
+            **self._unit_scale(),
             "candidates": candidates,
             "seed": self.seed(),
         }
@@ -160,9 +185,7 @@ def propose(request: Request, n: int) -> list[Point]:
     common: dict[str, Any] = {"discrete_dims": space.discrete_dims, "cat_dims": space.cat_dims}
     acqf = None
     if request.acquisition == THOMPSON:
-        X = torch.cat(
-            [_thompson(request, size, objective, common) for size, objective in _thompson_objectives(request, n)]
-        )
+        X = torch.cat([_thompson(request, size, objective, common) for size, objective in _thompson_objectives(request, n)])
     else:
         acqf = request.build()
         options = {"around": _good_points(request), **request.optimizer_options}
@@ -237,13 +260,10 @@ def _from_table(request: Request, n: int) -> list[Point]:
     table = space.table()
     closed = space.table_rows(request.taken)
     if request.fixed:
-        closed = sorted(
-            {*closed, *(row for row in range(len(table)) if not _holds(space.table_point(row), request.fixed))}
-        )
+        closed = sorted({*closed, *(row for row in range(len(table)) if not _holds(space.table_point(row), request.fixed))})
     if len(table) - len(closed) < n:
         raise SpaceExhaustedError(
-            f"{n} points were asked of a space with {len(table) - len(closed)} points left; replicates=True asks points"
-            " again"
+            f"{n} points were asked of a space with {len(table) - len(closed)} points left; replicates=True asks points again"
         )
     if request.acquisition == THOMPSON:
         rows: list[int] = []
@@ -261,9 +281,7 @@ def _from_table(request: Request, n: int) -> list[Point]:
         return [space.table_point(row) for row in rows]
     acqf = request.build(table)
     if isinstance(acqf, OneShotAcquisitionFunction):
-        raise UnknownNameError(
-            "acquisition function of finite spaces", request.acquisition, [THOMPSON, "qLogNEI", "qUCB"]
-        )
+        raise UnknownNameError("acquisition function of finite spaces", request.acquisition, [THOMPSON, "qLogNEI", "qUCB"])
     index, _ = optimize_over_candidates(acqf, table, n, exclude=closed)
     return [space.table_point(row) for row in index.tolist()]
 

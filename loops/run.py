@@ -157,8 +157,7 @@ def _evaluator(
         offered = int(getattr(env.unwrapped, "num_constraints", wanted) or 0)
         if wanted != offered:
             raise InvalidOptionError(
-                f"the environment has {offered} constraints, the loop {wanted}; make the loop with"
-                f" constraints={offered}"
+                f"the environment has {offered} constraints, the loop {wanted}; make the loop with constraints={offered}"
             )
         m = len(loop.history.outcome_names)
         if known_noise and wanted:
@@ -166,9 +165,7 @@ def _evaluator(
         space = getattr(loop, "space", None)
         return EnvEvaluator(env, _identity if space is None else space.to_action, m, known_noise)
     if not callable(env):
-        raise InvalidOptionError(
-            f"env is a {type(env).__name__}; give a Gymnasium environment or a function of a point"
-        )
+        raise InvalidOptionError(f"env is a {type(env).__name__}; give a Gymnasium environment or a function of a point")
     return FunctionEvaluator(env, convert or _identity, on_error)
 
 

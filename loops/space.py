@@ -132,9 +132,7 @@ class Space:
         if isinstance(value, Mapping):
             missing = [name for name in self.names if name not in value]
             if missing:
-                raise InvalidSpaceError(
-                    f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}; give every parameter"
-                )
+                raise InvalidSpaceError(f"the point {dict(value)!r} lacks {', '.join(map(repr, missing))}; give every parameter")
             return {p.name: p.check(value[p.name]) for p in self.parameters}
         values = _as_list(value)
         if len(values) != len(self.parameters):
@@ -190,8 +188,7 @@ class Space:
     def from_search(self, Xs: Tensor) -> list[Point]:
         """The nearest valid points of search coordinates ``n x number of parameters``."""
         return [
-            {p.name: p.from_search(x) for p, x in zip(self.parameters, row, strict=True)}
-            for row in Xs.detach().cpu().tolist()
+            {p.name: p.from_search(x) for p, x in zip(self.parameters, row, strict=True)} for row in Xs.detach().cpu().tolist()
         ]
 
     def search_to_model(self, Xs: Tensor) -> Tensor:
@@ -356,9 +353,7 @@ def _as_list(value: object) -> list[object]:
         return list(value)
     if isinstance(value, int | float | str):
         return [value]
-    raise InvalidSpaceError(
-        f"a point is a mapping from name to value, or a sequence of values, not a {type(value).__name__}"
-    )
+    raise InvalidSpaceError(f"a point is a mapping from name to value, or a sequence of values, not a {type(value).__name__}")
 
 
 _KINDS: dict[str, type[Parameter]] = {"real": Real, "integer": Integer, "categorical": Categorical, "ordinal": Ordinal}

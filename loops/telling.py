@@ -109,7 +109,5 @@ def _spread(name: str, value: Any, n: int, shared: bool) -> list[Any]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
         raise ShapeError(f"{name} is {value!r} for {n} points; give one entry per point")
     if len(value) != n:
-        raise ShapeError(
-            f"{name} has {len(value)} entries for {n} points; give one per point. Nothing of this call was recorded"
-        )
+        raise ShapeError(f"{name} has {len(value)} entries for {n} points; give one per point. Nothing of this call was recorded")
     return list(value)

@@ -84,9 +84,7 @@ def test_same_seed_same_queries_and_the_global_generator_is_left_alone(
     assert [record.point for record in other.history] != runs[0]
 
 
-def test_batches_are_spread_and_pending_points_count(
-    branin_space: Space, branin_function: Any, fast: dict[str, Any]
-) -> None:
+def test_batches_are_spread_and_pending_points_count(branin_space: Space, branin_function: Any, fast: dict[str, Any]) -> None:
     loop = play(BayesOptLoop(branin_space, objective="minimize", **fast), branin_function, 6)
     batch = loop.ask(n=3)
     X = branin_space.encode(batch)
@@ -99,6 +97,17 @@ def test_batches_are_spread_and_pending_points_count(
     play(elsewhere, branin_function, 6)
     moved = elsewhere.ask(pending=[batch[0]])
     assert float((branin_space.encode([moved]) - X[:1]).norm()) > 1e-3
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e5])
+def test_queries_do_not_depend_on_the_outcomes_unit(branin_space: Space, branin_function: Any, unit: float) -> None:
+    batches = []
+    for scale in (1.0, unit):
+        loop = BayesOptLoop(branin_space, objective="minimize", seed=2, initial=10)
+        play(loop, lambda point, scale=scale: scale * branin_function(point), 10)
+        batches.append(branin_space.encode(loop.ask(n=3)))
+    assert float(torch.pdist(batches[1]).min()) > 0.02
+    assert float((batches[0] - batches[1]).abs().max()) < 0.02
 
 
 def test_large_batches_use_thompson_sampling(branin_space: Space, branin_function: Any) -> None:
@@ -179,9 +188,7 @@ def test_several_outcomes_in_different_directions(fast: dict[str, Any]) -> None:
     def evaluate(point: Any) -> list[float]:
         return [-((point["x"] - 0.2) ** 2) - 0.1 * point["y"], (point["x"] - 0.8) ** 2 + 0.1 * point["y"]]
 
-    loop = BayesOptLoop(
-        space, num_outcomes=2, objective=["maximize", "minimize"], ref_point=[-0.6, 0.6], initial=6, **fast
-    )
+    loop = BayesOptLoop(space, num_outcomes=2, objective=["maximize", "minimize"], ref_point=[-0.6, 0.6], initial=6, **fast)
     play(loop, evaluate, 5)
     play(loop, evaluate, 5, n=2)
     frame = loop.history.frame()
@@ -363,9 +370,7 @@ def test_a_surrogate_instance(branin_space: Space, branin_function: Any, fast: d
         ({"surrogate_options": {"colour": 1}}, UnknownNameError, "'colour'"),
     ],
 )
-def test_bad_settings_are_refused(
-    branin_space: Space, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_settings_are_refused(branin_space: Space, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         BayesOptLoop(branin_space, **options)
 

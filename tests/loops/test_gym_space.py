@@ -39,9 +39,7 @@ def test_dict_of_scalars() -> None:
         )
     )
     names = tuple(action_space.spaces)
-    about = env(
-        parameter_names=names, log_scale=tuple(n == "rate" for n in names), categories={"kernel": ("a", "b", "c")}
-    )
+    about = env(parameter_names=names, log_scale=tuple(n == "rate" for n in names), categories={"kernel": ("a", "b", "c")})
     space = Space.from_gymnasium(action_space, about)
     by_name = {parameter.name: parameter for parameter in space.parameters}
     assert by_name == {

@@ -73,9 +73,7 @@ def test_nan_is_a_recorded_failure_that_the_surrogate_never_sees(bad: float) -> 
 def test_failures_are_kept_with_their_reason_and_not_asked_again() -> None:
     space = Space([Real("x", 0, 1)])
     for acquisition in ("qLogNEI", "LogEI", "thompson"):
-        loop = BayesOptLoop(
-            space, acquisition=acquisition, initial=3, optimizer_options={"num_restarts": 2, "raw_samples": 32}
-        )
+        loop = BayesOptLoop(space, acquisition=acquisition, initial=3, optimizer_options={"num_restarts": 2, "raw_samples": 32})
         for _ in range(10):
             point = loop.ask()
             if point["x"] > 0.9:  # the best is out of reach
