@@ -20,6 +20,7 @@ from seqbdl.cli.report import Report, Section, Table, embed, format_number, vers
 from seqbdl.cli.summary import Goal, RaceResult, summarize, table, verdict
 from seqbdl.envs import list_envs
 
+PIECE = 25  # random evaluations in one task
 POOL_SEED = 10_000  # the extra random evaluations use seeds from here on, far from those of the runs
 
 
@@ -42,7 +43,7 @@ class DemoSettings:
     out: Path
     env_id: str = "seqbdl/TuneDigits-v0"
     env_options: Mapping[str, Any] = field(default_factory=dict)
-    surrogates: tuple[str, ...] = ("nngp", "laplace", "dkl")
+    surrogates: tuple[str, ...] = ("dkl", "laplace", "nngp")  # the slowest first: shorter in all
     budget: int = 40
     initial: int = 10
     seeds: int = 3
@@ -113,12 +114,16 @@ def _describe(settings: DemoSettings) -> tuple[Goal, str]:
 def _tasks(settings: DemoSettings, deadline: float) -> list[Task]:
     """One run for every method and seed, and as many more random evaluations as the pool wants, in small pieces."""
     options: dict[str, Any] = {"env_id": settings.env_id, "env_options": settings.env_options, "deadline": deadline}
-    methods = (*settings.surrogates, RANDOM)
-    tasks = [Task(m, seed, budget=settings.budget, **options) for seed in range(settings.seeds) for m in methods]
     missing = settings.random_pool - settings.seeds * (settings.budget - settings.initial)
-    for piece, first in enumerate(range(0, max(missing, 0), 25)):
-        size = min(25, missing - first)
-        tasks.append(Task(RANDOM, POOL_SEED + piece, budget=size, initial=(), **options))
+    pool = [
+        Task(RANDOM, POOL_SEED + piece, budget=min(PIECE, missing - first), initial=(), **options)
+        for piece, first in enumerate(range(0, max(missing, 0), PIECE))
+    ]
+    tasks: list[Task] = []
+    for seed in range(settings.seeds):
+        # Whole seeds first, each with its share of the pool: where time is short, there is something to compare.
+        tasks += [Task(method, seed, budget=settings.budget, **options) for method in (*settings.surrogates, RANDOM)]
+        tasks += pool[seed :: settings.seeds]
     return tasks
 
 

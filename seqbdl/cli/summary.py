@@ -115,25 +115,26 @@ class RaceResult:
 def summarize(traces: Sequence[Trace], pool: Sequence[float], initial: int) -> RaceResult:
     """Compare the runs at equal numbers of evaluations.
 
-    Seeds under which a run was cut short by a time limit are left out while there are whole ones. Otherwise all seeds
-    are compared at the largest number of evaluations that every run reached.
+    A time limit may have cut runs short. Then the seeds that got farthest, counted by their shortest run, are compared
+    at that run's number of evaluations, and the others are left out.
 
     Args:
         traces: One run for every method and seed, `RANDOM` among the methods.
         pool: Values of independent random evaluations, those of the random runs included.
         initial: Size of the initial design, whose points cost no thinking.
     """
-    cut = {trace.task.seed for trace in traces if len(trace.evaluations) < trace.task.budget}
-    whole = [trace for trace in traces if trace.task.seed not in cut]
-    traces = whole or traces
-    evaluations = min(len(trace.evaluations) for trace in traces)
+    reached: dict[int, int] = {}
+    for trace in traces:
+        reached[trace.task.seed] = min(len(trace.evaluations), reached.get(trace.task.seed, len(trace.evaluations)))
+    evaluations = max(reached.values())
+    left_out = sum(count < evaluations for count in reached.values())
+    traces = [trace for trace in traces if reached[trace.task.seed] == evaluations]
     by_method: dict[str, dict[int, Trace]] = {}
     for trace in traces:
         by_method.setdefault(trace.task.method, {})[trace.task.seed] = trace
     reference = {seed: trace.best_so_far()[evaluations - 1] for seed, trace in by_method[RANDOM].items()}
     results = [_method(method, runs, reference, pool, evaluations, initial) for method, runs in by_method.items()]
     results.sort(key=lambda result: result.median, reverse=True)
-    left_out = len(cut) if whole else 0
     return RaceResult(evaluations, len(reference), left_out, tuple(results), tuple(pool), tuple(traces))
 
 

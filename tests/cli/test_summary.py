@@ -50,11 +50,11 @@ def test_seeds_that_were_cut_short_are_left_out() -> None:
     assert result.surrogates[0].finals == (-1,)
 
 
-def test_when_every_seed_was_cut_short_runs_are_compared_at_the_shortest() -> None:
-    short = [trace(RANDOM, 0, [-5, -4, -4], budget=4), trace(RANDOM, 1, [-5, -4, -4], budget=4)]
+def test_when_every_seed_was_cut_short_the_farthest_are_compared() -> None:
+    short = [trace(RANDOM, 0, [-5, -4, -4], budget=4), trace(RANDOM, 1, [-5, -4], budget=4)]
     result = summarize([*RUNS[:2], *short], POOL, initial=2)
-    assert result.evaluations == 3
-    assert result.surrogates[0].finals == (-1, -3)
+    assert (result.evaluations, result.seeds, result.cut) == (3, 1, 1)
+    assert result.surrogates[0].finals == (-1,)
     assert len(race_figure(result, 2, LOSS).axes) == 2
 
 
