@@ -39,7 +39,7 @@ def train(step: bool, learn: bool = True, **changes: float) -> DeepKernelFit:
     return train_deep_kernel(
         warped if learn else plain,
         plain,
-        torch.full((1,), 0.5, dtype=torch.float64),  # at 0 the slope vanishes
+        torch.full((1,), 0.1, dtype=torch.float64),  # at 0 the slope vanishes
         *problem(step),
         LENGTHSCALE,
         MEAN,
@@ -78,7 +78,7 @@ def test_steps_are_learned() -> None:
     fit = train(True)
     assert fit.steps > 0
     assert fit.gain > 0.1
-    assert float(fit.weights) > 0.6  # away from the prior's 0.5
+    assert float(fit.weights) > 0.2  # away from where it began, 0.1
 
 
 @pytest.mark.parametrize("margin", [0.01, 10.0])
