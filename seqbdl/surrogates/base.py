@@ -40,6 +40,8 @@ class Surrogate(Model, FantasizeMixin):
         bounds: ``2 x d`` lower and upper bounds that map inputs to the unit cube; ``None``: the range of the data.
         noise: Known variance of the observation noise, in squared units of ``Y``; ``None``: learned.
         seed: Seeds the surrogate's own generator. The global generator is never used.
+        training_data: ``X``, ``Y`` and ``Yvar`` (or ``None``) for :meth:`fit_training_data`; BoTorch and Ax construct a
+            model with its data and fit it afterwards.
 
     Raises:
         UnknownNameError: The likelihood does not exist.
@@ -59,7 +61,8 @@ class Surrogate(Model, FantasizeMixin):
         """Remembers the options, for :meth:`clone` and for saving."""
         surrogate = super().__new__(cls)
         positional = dict(zip(("input_dim", "output_dim", "likelihood"), args, strict=False))
-        object.__setattr__(surrogate, "_config", {**positional, **kwargs})
+        options = {key: value for key, value in kwargs.items() if key != "training_data"}
+        object.__setattr__(surrogate, "_config", {**positional, **options})
         return surrogate
 
     def __init__(
@@ -71,6 +74,7 @@ class Surrogate(Model, FantasizeMixin):
         bounds: Tensor | None = None,
         noise: float | None = None,
         seed: int = 0,
+        training_data: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
@@ -94,6 +98,7 @@ class Surrogate(Model, FantasizeMixin):
         self._Y: Tensor | None = None
         self._Yvar: Tensor | None = None
         self._output_indices: list[int] | None = None
+        self._training_data = training_data
         self.eval()
 
     # ------------------------------------------------------------------ learning
@@ -382,7 +387,13 @@ class Surrogate(Model, FantasizeMixin):
         """Constructor arguments from a BoTorch ``SupervisedDataset`` (Ax calls this), plus any options."""
         parsed = super().construct_inputs(training_data)
         X, Y = parsed["train_X"], parsed["train_Y"]
-        return {"input_dim": X.shape[-1], "output_dim": Y.shape[-1], **options}
+        given = (X, Y, parsed.get("train_Yvar"))
+        return {"input_dim": X.shape[-1], "output_dim": Y.shape[-1], "training_data": given, **options}
+
+    def fit_training_data(self) -> Self:
+        """Fit the data handed to the constructor, if that was not done yet."""
+        given, self._training_data = self._training_data, None
+        return self if given is None else self.fit(*given)
 
     # ------------------------------------------------------------------ state
 
@@ -426,8 +437,17 @@ class Surrogate(Model, FantasizeMixin):
         return self.save_state()
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """PyTorch's hook: ``load_state_dict()`` restores the whole posterior."""
-        self.load_state(state)
+        """PyTorch's hook: ``load_state_dict()`` restores the whole posterior.
+
+        A surrogate constructed with its own data keeps to them: a posterior of other data is not taken over, or held-out
+        rows would leak into cross-validation.
+        """
+        given = self._training_data
+        if given is None or (_same(state["X"], given[0]) and _same(state["Y"], given[1])):
+            self._training_data = None
+            self.load_state(state)
+        else:
+            self.fit_training_data()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """``.to(device)`` moves the state too; its precision stays float64, answers follow the dtype of ``X``."""
@@ -493,3 +513,7 @@ class Surrogate(Model, FantasizeMixin):
     def _log_evidence(self) -> Tensor | None:
         """Log evidence of the inner outcomes, summed over outputs."""
         return None
+
+
+def _same(a: Tensor | None, b: Tensor) -> bool:
+    return a is not None and a.shape == b.shape and torch.equal(a.to(b), b)

@@ -53,9 +53,9 @@ def surrogate_options(cls: type[Surrogate]) -> list[str]:
         if init is None or not issubclass(klass, Surrogate):
             continue
         for parameter in inspect.signature(init).parameters.values():
-            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.name != "self":
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names[parameter.name] = None
-    return list(names)
+    return [name for name in names if name not in ("self", "training_data")]
 
 
 def make_surrogate(
