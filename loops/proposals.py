@@ -20,7 +20,7 @@ from seqbdl.acquisition import (
     thompson_candidates,
     thompson_continuous,
 )
-from seqbdl.errors import SeqbdlError, UnknownNameError
+from seqbdl.errors import InvalidOptionError, SeqbdlError, UnknownNameError
 from seqbdl.loops.conditioning import moments
 from seqbdl.loops.parameters import Value
 from seqbdl.loops.space import Point, Space
@@ -281,7 +281,10 @@ def _from_table(request: Request, n: int) -> list[Point]:
         return [space.table_point(row) for row in rows]
     acqf = request.build(table)
     if isinstance(acqf, OneShotAcquisitionFunction):
-        raise UnknownNameError("acquisition function of finite spaces", request.acquisition, [THOMPSON, "qLogNEI", "qUCB"])
+        raise InvalidOptionError(
+            f"{request.acquisition!r} chooses several points in one shot and cannot search a finite space, where every "
+            "point is evaluated; use qLogNEI, qUCB, qKG or thompson"
+        )
     index, _ = optimize_over_candidates(acqf, table, n, exclude=closed)
     return [space.table_point(row) for row in index.tolist()]
 

@@ -293,6 +293,13 @@ def test_candidates(acquisition: str) -> None:
     assert loop.remaining == 42
 
 
+def test_one_shot_methods_cannot_search_a_table() -> None:
+    loop = BayesOptLoop(Space.from_candidates(np.arange(9.0)[:, None]), acquisition="qMultiStep", initial=3)
+    play(loop, lambda p: p["x0"], 3)
+    with pytest.raises(InvalidOptionError, match="'qMultiStep' chooses several points in one shot"):
+        loop.ask()
+
+
 def test_fixed_parameters(branin_space: Space, branin_function: Any, fast: dict[str, Any]) -> None:
     loop = BayesOptLoop(branin_space, initial=3, **fast)
     for _ in range(5):
