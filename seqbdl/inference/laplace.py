@@ -1,8 +1,9 @@
 """The linearized Laplace posterior with the full generalized Gauss-Newton matrix, in function space.
 
-At weights ``z*`` the linearized network is a Gaussian process with mean ``f(x; z*)`` and, for prior precision ``alpha`` on whitened
-weights, covariance ``(1/alpha) [J(x) J(x')^T - J(x) J^T (J J^T + alpha D)^{-1} J J(x')^T]`` with ``D`` the noise variances (MacKay 1992; Khan et
-al. 2019; Immer et al. 2021). The ``P x P`` curvature is never formed: everything is ``N m x N m``.
+At weights ``z*`` the linearized network is a Gaussian process with mean ``f(x; z*)`` and, for prior precision
+``alpha`` on whitened weights, covariance ``(1/alpha) [J(x) J(x')^T - J(x) J^T (J J^T + alpha D)^{-1} J J(x')^T]``
+with ``D`` the noise variances (MacKay 1992; Khan et al. 2019; Immer et al. 2021). The ``P x P`` curvature is never
+formed: everything is ``N m x N m``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class LaplacePosterior:
     X: ``n x d`` rows that carry curvature.
     variance: ``n x m`` their noise variances.
     whitener: ``n m x n m``, the inverse Cholesky factor of ``J J^T + alpha D``.
-    log_evidence: Scalar.
+    log_evidence: Scalar; after updates, the density of every batch of rows as it was predicted before.
     """
 
     z: Tensor
@@ -72,7 +73,8 @@ def fit_laplace(
         variance: ``n x m`` noise variances.
         centre: ``1 x P`` prior mean of the weights.
         start: ``1 x P``.
-        precision: ``alpha``; ``None``: tuned, alternating with the mode, under a log-normal hyper-prior around 1 (log sd 3).
+        precision: ``alpha``; ``None``: tuned, alternating with the mode, under a log-normal hyper-prior around 1
+            (log sd 3).
         settings: Of the search for the mode.
         rounds: Alternations at most.
     """
@@ -111,8 +113,8 @@ def _tune_precision(network: Network, X: Tensor, variance: Tensor, z: Tensor, ce
     """``argmax_alpha`` of the evidence at fixed ``z``, from one eigendecomposition."""
     tangents = network.tangents(z, X)
     root = variance.flatten().rsqrt()
-    eigenvalues = torch.linalg.eigvalsh(network.tangent_kernel(tangents, tangents)[0] * root * root[:, None]).clamp_min(0.0)
-    size = (z - centre).square().sum()
+    eigenvalues = torch.linalg.eigvalsh(network.tangent_kernel(tangents, tangents)[0] * root * root[:,
+    None]).clamp_min(0.0) size = (z - centre).square().sum()
     log_alpha = torch.linspace(-8.0, 8.0, 641).to(z)
     alpha = log_alpha.exp()
     evidence = -0.5 * alpha * size - 0.5 * torch.log1p(eigenvalues / alpha.unsqueeze(-1)).sum(-1)
@@ -130,6 +132,14 @@ def joint(network: Network, posterior: LaplacePosterior, at_rows: Tangents | Non
         projected = (cross @ posterior.whitener.T).reshape(*batch, q * network.num_outputs, -1)
         covariance = covariance - projected @ projected.transpose(-1, -2)
     return JointGaussian(mean, (covariance / posterior.precision).unsqueeze(-3))
+
+
+def log_density(predicted: JointGaussian, targets: Tensor, variance: Tensor) -> Tensor:
+    """Log density of noisy ``targets: n x m`` with noise ``variance: n x m`` under coupled predictions; scalar."""
+    factor = safe_cholesky(predicted.covariance[0] + torch.diag(variance.flatten()))
+    residual = (targets - predicted.mean).flatten().unsqueeze(-1)
+    white = torch.linalg.solve_triangular(factor, residual, upper=False)
+    return -0.5 * white.square().sum() - factor.diagonal().log().sum() - 0.5 * math.log(2 * math.pi) * residual.numel()
 
 
 def weight_draws(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,17 +24,19 @@ CENTRES = ("start", "zero")
 class LaplaceSurrogate(GaussianSurrogate):
     """The Gaussian posterior of the network linearized at its mode; joint over all rows and outputs.
 
-    Scales of the prior, one per input dimension and layer, and the noise maximize the evidence of the linearized network's
-    infinite-width limit, the Gaussian process with the tangent kernel.
+    Scales of the prior, one per input dimension and layer, and the noise maximize the evidence of the linearized
+    network's infinite-width limit, the Gaussian process with the tangent kernel.
 
     Args:
         network: Hidden widths, a module, or a factory.
         activation: Of the widths form.
-        prior_precision: Precision of the prior on whitened weights. ``"evidence"``: maximizes the Laplace evidence, alternating with
-            the search for the mode. ``None``: 1 for widths, whose scales the evidence has set already; ``"evidence"`` for a module.
-        centre: What the prior on the weights is centred on. ``"zero"``: the usual ``N(0, .)``. ``"start"``: a random initialization ``a``,
-            with the network read as ``f(x; z) - f(x; a)``, whose function prior has mean zero too; its linearization keeps all
-            directions alive however few the data, where the mode of the first lets unneeded units die.
+        prior_precision: Precision of the prior on whitened weights. ``"evidence"``: maximizes the Laplace evidence,
+            alternating with the search for the mode. ``None``: 1 for widths, whose scales the evidence has set
+            already; ``"evidence"`` for a module.
+        centre: What the prior on the weights is centred on. ``"zero"``: the usual ``N(0, .)``. ``"start"``: a random
+            initialization ``a``, with the network read as ``f(x; z) - f(x; a)``, whose function prior has mean zero
+            too; its linearization keeps all directions alive however few the data, where the mode of the first lets
+            unneeded units die.
         memory: Rows whose curvature ``update`` keeps exactly; beyond, an even sample with enlarged weights.
         max_iterations: Gauss-Newton steps per search.
     """
@@ -101,12 +104,16 @@ class LaplaceSurrogate(GaussianSurrogate):
         self._linearize()
 
     def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        # Quadratic around the old weights with the old curvature: the old rows enter with the values the old mode had there.
+        # Quadratic around the old weights with the old curvature: the old rows enter with the values the old mode
+        # had there.
         old = self._laplace
         alpha = float(old.precision)
         with torch.no_grad():
-            targets = torch.cat([self._network.forward(old.z, old.X)[0], Y + self._offset(X)])
-            rows, variance = torch.cat([old.X, X]), torch.cat([old.variance, self._variance(Y, noise)])
+            predicted = laplace.joint(self._network, old, self._at_rows, X)
+            new_targets, new_variance = Y + self._offset(X), self._variance(Y, noise)
+            log_evidence = old.log_evidence + laplace.log_density(predicted, new_targets, new_variance)
+            targets = torch.cat([self._network.forward(old.z, old.X)[0], new_targets])
+            rows, variance = torch.cat([old.X, X]), torch.cat([old.variance, new_variance])
             result = gauss_newton(
                 self._network, rows, targets.unsqueeze(0), alpha * variance, old.z, old.z, self.settings
             )
@@ -114,7 +121,9 @@ class LaplaceSurrogate(GaussianSurrogate):
                 keep = torch.randperm(rows.shape[0], generator=self.generator)[: self.memory].sort().values.to(X.device)
                 variance = variance[keep] * (self.memory / rows.shape[0])
                 rows, targets = rows[keep], targets[keep]
-            self._laplace = laplace.curvature(self._network, result.z, old.centre, alpha, rows, targets, variance)
+            # The old rows' targets are the old mode's values: the evidence is the chain of predictions, not theirs.
+            found = laplace.curvature(self._network, result.z, old.centre, alpha, rows, targets, variance)
+            self._laplace = replace(found, log_evidence=log_evidence)
         self._linearize()
 
     def _variance(self, Y: Tensor, noise: Tensor | None) -> Tensor:
