@@ -38,9 +38,9 @@ class ChainReport:
 class HMCSurrogate(ParticleSurrogate):
     """Samples of the posterior over all weights.
 
-    Chains start from randomize-then-optimize samples, so that they are in the typical set from the first step and spread over
-    modes, and move by Gauss-Newton-preconditioned trajectories (see :mod:`seqbdl.inference.hmc`). Chains do not cross between modes:
-    compare :attr:`report`'s function values between chains before you claim convergence.
+    Chains start from randomize-then-optimize samples, so that they are in the typical set from the first step and
+    spread over modes, and move by Gauss-Newton-preconditioned trajectories (see :mod:`seqbdl.inference.hmc`). Chains
+    do not cross between modes: compare :attr:`report`'s function values between chains before you claim convergence.
 
     Args:
         num_members: Particles kept, spread evenly over chains and over the trajectories after warm-up.
@@ -109,15 +109,18 @@ class HMCSurrogate(ParticleSurrogate):
 
     def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         values = self._network.forward(self._z, X)
-        log_weights = self._log_weights - 0.5 * ((Y - values).square() / variance).sum((-1, -2))
+        # A particle is weights and a noise: where the noise was sampled, each meets the rows with its own.
+        multiple = 1.0 if self._yvar_known else (self._member_noise / self._prior.noise).unsqueeze(-2)  # S x 1 x m
+        own = (variance * multiple).expand_as(values)
+        log_weights = self._log_weights - 0.5 * ((Y - values).square() / own + own.log()).sum((-1, -2))
         ess = float(log_weights.softmax(0).square().sum().reciprocal())
         if ess >= 0.5 * self.num_members:
             return self._z, log_weights
-        # Too few particles carry the weight: resample, pull each to the new rows along its own linearization, then move by
-        # Hamiltonian trajectories on the likelihood of the remembered and the new rows.
+        # Too few particles carry the weight: resample, pull each to the new rows along its own linearization, then
+        # move by Hamiltonian trajectories on the likelihood of the remembered and the new rows.
         # Tempered picks keep the chains diverse: the pull below, not the resampling, brings them to the new rows.
-        picks = _systematic((log_weights * (self.num_chains / (2.0 * self.num_members))).softmax(0), self.num_chains, self.generator)
-        z = self._z[picks]
+        picks = _systematic((log_weights * (self.num_chains / (2.0 * self.num_members))).softmax(0), self.num_chains,
+        self.generator) z = self._z[picks]
         X_old, Y_old, variance_old = self._memory
         white = standard_normal(self.num_chains, *Y.shape, generator=self.generator, like=X)
         targets = torch.cat([self._network.forward(z, X_old), Y + variance.sqrt() * white], 1)
