@@ -1,0 +1,141 @@
+"""``laplace`` on linear networks, where it is exact, and how it updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import seqbdl
+
+BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+X_TEST = torch.rand(6, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+def data(n: int = 20, m: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+    Y = 5 + X @ torch.tensor([[2.0, -1.0], [1.0, 3.0]]).double()[:, :m]
+    return X, Y + 0.3 * torch.randn(n, m, generator=generator, dtype=torch.float64)
+
+
+def linear_posterior(X: Tensor, Y: Tensor, alpha: float, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and covariance at ``X_TEST``, and the log evidence, of one output: weights N(0, 1/2) and bias N(0, 1), over alpha."""
+    mean, std = Y.mean(), Y.std()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return ((2 * a - 1) @ (2 * b - 1).T / 2 + 1) / alpha
+
+    y, s2 = ((Y - mean) / std).squeeze(-1), noise / std**2
+    C = kernel(X, X) + s2 * torch.eye(X.shape[0]).double()
+    cross = kernel(X_TEST, X)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros_like(y), C).log_prob(y) - X.shape[0] * std.log()
+    covariance = std**2 * (kernel(X_TEST, X_TEST) - cross @ torch.linalg.solve(C, cross.T))
+    return mean + std * cross @ torch.linalg.solve(C, y), covariance, evidence
+
+
+def make(m: int = 1, **options: object) -> seqbdl.Surrogate:
+    settings = {"bounds": BOUNDS, "network": nn.Linear(2, m), "noise": 0.09, "prior_precision": 0.5, **options}
+    return seqbdl.make_surrogate("laplace", 2, m, **settings)
+
+
+@pytest.mark.parametrize("centre", ["start", "zero"])
+def test_a_linear_network_is_bayesian_linear_regression(centre: str) -> None:
+    X, Y = data()
+    surrogate = make(centre=centre).fit(X, Y)
+    mean, covariance, evidence = linear_posterior(X, Y, 0.5, 0.09)
+    posterior = surrogate.posterior(X_TEST)
+    torch.testing.assert_close(posterior.mean.squeeze(-1), mean, rtol=0, atol=1e-7)
+    torch.testing.assert_close(posterior.distribution.covariance_matrix, covariance, rtol=0, atol=1e-7)
+    ours = surrogate.log_evidence()
+    assert ours is not None
+    assert abs(ours - float(evidence)) < 1e-6
+
+
+@pytest.mark.parametrize("centre", ["start", "zero"])
+def test_before_data_there_is_a_prior_of_mean_zero(centre: str) -> None:
+    posterior = make(centre=centre).posterior(X_TEST)
+    torch.testing.assert_close(posterior.mean, torch.zeros(6, 1).double(), rtol=0, atol=1e-12)
+    expected = 2 * ((2 * X_TEST - 1).square().sum(-1) / 2 + 1)
+    torch.testing.assert_close(posterior.variance.squeeze(-1), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("centre", ["start", "zero"])
+def test_updates_of_a_linear_network_are_exact(centre: str) -> None:
+    """Mean, covariance and evidence after updates in chunks are those of all rows under the same scales."""
+    X, Y = data()
+    chunked = make(centre=centre).fit(X[:8], Y[:8])
+    for rows in (slice(8, 9), slice(9, 20)):
+        chunked.update(X[rows], Y[rows])
+    inner = chunked.save_state()["scaling"]
+    y_mean, y_std = inner["y_mean"], inner["y_std"]
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return y_std**2 * ((2 * a - 1) @ (2 * b - 1).T / 2 + 1) / 0.5
+
+    C = kernel(X, X) + 0.09 * torch.eye(20).double()
+    cross, y = kernel(X_TEST, X), (Y - y_mean).squeeze(-1)
+    posterior = chunked.posterior(X_TEST)
+    torch.testing.assert_close(posterior.mean.squeeze(-1), y_mean + cross @ torch.linalg.solve(C, y), rtol=0, atol=1e-6)
+    covariance = kernel(X_TEST, X_TEST) - cross @ torch.linalg.solve(C, cross.T)
+    torch.testing.assert_close(posterior.distribution.covariance_matrix, covariance, rtol=0, atol=1e-6)
+    evidence = chunked.log_evidence()
+    assert evidence is not None
+    exact = torch.distributions.MultivariateNormal(torch.zeros_like(y), C).log_prob(y)
+    assert abs(evidence - float(exact)) < 1e-6
+
+
+def test_two_outputs_are_updated_jointly() -> None:
+    """A shared hidden layer: observations of one output move the other; update and conditioning of few rows agree."""
+    X, Y = data(16, 2)
+    surrogate = seqbdl.make_surrogate("laplace", 2, 2, bounds=BOUNDS, network=(16,), noise=0.09).fit(X[:15], Y[:15])
+    conditioned = surrogate.condition_on_observations(X[15:], Y[15:]).posterior(X_TEST)
+    updated = surrogate.update(X[15:], Y[15:]).posterior(X_TEST)
+    deviation = conditioned.variance.sqrt()
+    # The linearization point moves by one row only.
+    assert float(((updated.mean - conditioned.mean) / deviation).abs().max()) < 0.5
+    assert float((updated.variance / conditioned.variance).log().abs().max()) < 0.5
+
+
+def test_tuned_precision_is_better_than_its_neighbours() -> None:
+    X, Y = data(20)
+    tuned = make(prior_precision="evidence").fit(X, Y)
+    best = tuned.log_evidence()
+    assert best is not None
+    alpha = float(tuned.save_state()["method"]["laplace"]["precision"])
+    for factor in (0.25, 4.0):
+        other = make(prior_precision=factor * alpha).fit(X, Y).log_evidence()
+        assert other is not None
+        assert other < best
+
+
+def test_memory_is_capped_and_information_kept() -> None:
+    """Two hundred rows in a memory of fifty, with enlarged weights: about as certain as all, far more than fifty alone."""
+    X, Y = data(200)
+    capped, whole, few = make(memory=50), make(memory=500), make(memory=500)
+    capped.fit(X[:20], Y[:20])
+    whole.fit(X[:20], Y[:20])
+    few.fit(X[:20], Y[:20])
+    few.update(X[20:50], Y[20:50])
+    for x, y in zip(X[20:].split(30), Y[20:].split(30), strict=True):
+        capped.update(x, y)
+        whole.update(x, y)
+    assert capped.save_state()["method"]["laplace"]["X"].shape == (50, 2)
+    ours, all_rows, fifty = (s.posterior(X_TEST).variance for s in (capped, whole, few))
+    assert float((ours / all_rows).log().abs().max()) < 0.7
+    assert float((fifty / all_rows).log().min()) > 0.9
+    error = (capped.posterior(X_TEST).mean - whole.posterior(X_TEST).mean) / all_rows.sqrt()
+    assert float(error.abs().max()) < 3.0
+
+
+def test_feature_map_is_that_of_the_posterior() -> None:
+    X, Y = data(15)
+    surrogate = seqbdl.make_surrogate("laplace", 2, bounds=BOUNDS, network=(8,)).fit(X, Y)
+    features = getattr(surrogate, "features")(X_TEST)  # noqa: B009 - not in the base class
+    posterior = surrogate.posterior(X_TEST)
+    state = surrogate.save_state()
+    scale, method = state["scaling"]["y_std"], state["method"]["laplace"]
+    rows = getattr(surrogate, "features")(X)  # noqa: B009
+    precision = method["precision"] * torch.eye(rows.shape[1]).double() + rows.T @ (rows / method["variance"])
+    covariance = scale**2 * features @ torch.linalg.solve(precision, features.T)
+    torch.testing.assert_close(posterior.distribution.covariance_matrix, covariance, rtol=1e-6, atol=1e-8)
