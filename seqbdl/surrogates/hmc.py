@@ -119,8 +119,9 @@ class HMCSurrogate(ParticleSurrogate):
         # Too few particles carry the weight: resample, pull each to the new rows along its own linearization, then
         # move by Hamiltonian trajectories on the likelihood of the remembered and the new rows.
         # Tempered picks keep the chains diverse: the pull below, not the resampling, brings them to the new rows.
-        picks = _systematic((log_weights * (self.num_chains / (2.0 * self.num_members))).softmax(0), self.num_chains,
-        self.generator) z = self._z[picks]
+        tempered = (log_weights * (self.num_chains / (2.0 * self.num_members))).softmax(0)
+        picks = _systematic(tempered, self.num_chains, self.generator)
+        z = self._z[picks]
         X_old, Y_old, variance_old = self._memory
         white = standard_normal(self.num_chains, *Y.shape, generator=self.generator, like=X)
         targets = torch.cat([self._network.forward(z, X_old), Y + variance.sqrt() * white], 1)
