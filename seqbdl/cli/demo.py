@@ -154,7 +154,7 @@ def _watch(tasks: Sequence[Task], settings: DemoSettings, workers: int, goal: Go
     with progress:
         for trace in race(tasks, settings.initial, workers, on_evaluation, settings.out / "log.txt"):
             finished.append(trace)
-            if trace.task.seed < POOL_SEED:
+            if trace.task.seed < POOL_SEED and len(trace.evaluations) > settings.initial:
                 final = goal.show(trace.best_so_far()[-1])
                 early = "" if len(trace.evaluations) == trace.task.budget else ", stopped by the time limit"
                 progress.console.print(
