@@ -47,9 +47,10 @@ class BayesOptLoop:
         space: A :class:`Space`.
         surrogate: A registered name, or an instance for ``space.dim`` inputs and one output per outcome and constraint.
         acquisition: A name of :func:`seqbdl.acquisition.list_acquisitions`; ``"auto"`` (``qLogNEI``; ``qLogNEHVI`` for
-            several outcomes; Thompson sampling for batches over 20); ``"thompson"``; ``"random"`` or ``"sobol"``, which
-            use no surrogate; or a callable ``(surrogate, AcquisitionContext) -> AcquisitionFunction``. Finite spaces
-            (candidates, or up to 4096 points) are searched by evaluating every point.
+            several outcomes; ``qLogPF`` before a trial is feasible; Thompson sampling for batches over 20);
+            ``"thompson"``; ``"random"`` or ``"sobol"``, which use no surrogate; or a callable
+            ``(surrogate, AcquisitionContext) -> AcquisitionFunction``. Finite spaces (candidates, or up to 4096 points)
+            are searched by evaluating every point.
         objective: ``"maximize"`` or ``"minimize"``; for several outcomes also one per outcome.
         num_outcomes: How many outcomes are optimized.
         constraints: Number of outcome constraints, or their names; feasible when at most 0. The surrogate models them.
@@ -184,7 +185,8 @@ class BayesOptLoop:
         if left is not None and n > left:
             raise SpaceExhaustedError(f"{n} points were asked, {left} are left; replicates=True asks points again")
         start = time.perf_counter()
-        method = choose_acquisition(self.acquisition, len(self.outcomes.names), n)
+        feasible = not self.outcomes.constraint_names or any(record.feasible for record in self.history)
+        method = choose_acquisition(self.acquisition, len(self.outcomes.names), n, feasible)
         start_up = len(self.history) < self.initial or len(self.history.complete) < 2
         source = str(method) if method in DESIGNS else "initial" if start_up else "model"
         if source == "model":
@@ -211,6 +213,10 @@ class BayesOptLoop:
         waiting = [*(record.point for record in self.history.pending), *elsewhere]
         signs = torch.tensor(self.outcomes.signs[: len(self.outcomes.names)], dtype=torch.double)
         reference = None if self._ref_point is None else torch.tensor(self._ref_point, dtype=torch.double) * signs
+        options = self._acquisition_options
+        if method == "qLogPF" and self.acquisition == "auto":
+            # the others are meant for the method that takes over once a point is feasible
+            options = {name: value for name, value in options.items() if name == "mc_samples"}
         request = Request(
             space=self.space,
             surrogate=self._model.fitted(self.history),
@@ -223,7 +229,7 @@ class BayesOptLoop:
             fixed=held,
             ref_point=reference,
             generator=self.generator,
-            options=self._acquisition_options,
+            options=options,
             optimizer_options=self._optimizer_options,
         )
         return propose(request, n)

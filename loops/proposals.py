@@ -57,12 +57,20 @@ def check_acquisition(acquisition: str | AcquisitionFactory) -> None:
         raise UnknownNameError("acquisition function", acquisition, known)
 
 
-def choose_acquisition(acquisition: str | AcquisitionFactory, num_outcomes: int, n: int) -> str | AcquisitionFactory:
-    """What ``"auto"`` means: ``qLogNEI``, ``qLogNEHVI`` for several outcomes; Thompson sampling for big batches."""
+def choose_acquisition(
+    acquisition: str | AcquisitionFactory, num_outcomes: int, n: int, feasible: bool = True
+) -> str | AcquisitionFactory:
+    """What ``"auto"`` means.
+
+    ``qLogNEI``; ``qLogNEHVI`` for several outcomes; the probability of feasibility ``qLogPF`` until a feasible point is
+    known; Thompson sampling for big batches.
+    """
     if acquisition != "auto":
         return acquisition
     if n > MANY:
         return THOMPSON
+    if not feasible:
+        return "qLogPF"
     return "qLogNEI" if num_outcomes == 1 else "qLogNEHVI"
 
 

@@ -182,6 +182,24 @@ def test_outcome_constraints(fast: dict[str, Any]) -> None:
     assert evaluate(loop.recommend())["heat"] <= 0.02
 
 
+@pytest.mark.parametrize("num_outcomes", [1, 2])
+def test_feasible_points_are_looked_for_first(fast: dict[str, Any], num_outcomes: int) -> None:
+    space = Space([Real("x", -1, 1), Real("y", -1, 1)])
+
+    def evaluate(point: Any) -> list[float]:
+        distance = math.hypot(point["x"] - 0.6, point["y"] + 0.5)
+        return [point["x"], point["y"]][:num_outcomes] + [distance - 0.2]
+
+    fast["acquisition_options"]["prune_baseline"] = True  # of the method that follows; qLogPF has no such option
+    loop = BayesOptLoop(space, constraints=1, num_outcomes=num_outcomes, initial=2, **fast)
+    start = [{"x": -0.9, "y": 0.9}, {"x": -0.5, "y": -0.5}, {"x": 0.5, "y": 0.5}, {"x": -0.2, "y": 0.1}]
+    loop.tell(start, [evaluate(point) for point in start])
+    assert choose_acquisition("auto", num_outcomes, 1, feasible=False) == "qLogPF"
+    play(loop, evaluate, 10)
+    feasible = [record.step for record in loop.history if record.feasible]
+    assert len(feasible) >= 3  # a random point is feasible with probability 0.03
+
+
 def test_several_outcomes_in_different_directions(fast: dict[str, Any]) -> None:
     space = Space([Real("x", 0, 1), Real("y", 0, 1)])
 

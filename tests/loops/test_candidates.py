@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seqbdl.errors import InvalidSpaceError
-from seqbdl.loops import Space
+from seqbdl.loops import BayesOptLoop, Space, SpaceExhaustedError
 
 TABLE = pd.DataFrame(
     {
@@ -63,6 +63,26 @@ def test_samples_are_distinct_rows() -> None:
     rows = [point["candidate"] for point in space.sample(12, seed=4) + space.sample(20, seed=4, skip=12)]
     assert sorted(rows) == list(range(20))  # type: ignore[type-var]
     assert len(space.random(50, torch.Generator().manual_seed(0))) == 50
+
+
+@pytest.mark.parametrize("acquisition", ["sobol", "random", "auto"])
+def test_candidates_can_be_held_to_a_value(acquisition: str) -> None:
+    loop = BayesOptLoop(Space.from_candidates(TABLE), acquisition=acquisition, initial=2)
+    rows = set()
+    for _ in range(3):
+        point = loop.ask(fixed={"solvent": "water"})
+        rows.add(point["candidate"])
+        loop.tell(point, 1.0 + point["candidate"])
+    assert rows == {0, 2, 3}
+    with pytest.raises(SpaceExhaustedError):
+        loop.ask(fixed={"solvent": "water"})
+
+
+def test_random_search_finds_the_last_points_of_a_table() -> None:
+    loop = BayesOptLoop(Space.from_candidates(np.arange(3000.0)[:, None]), acquisition="random")
+    loop.ask(n=2990)
+    assert len({loop.ask()["candidate"] for _ in range(10)}) == 10
+    assert loop.remaining == 0
 
 
 def test_json_round_trip() -> None:
