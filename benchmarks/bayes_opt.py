@@ -1,7 +1,8 @@
 """Bayesian optimization: every surrogate, BoTorch's default Gaussian process, and quasi-random search, at equal effort.
 
-Every method starts from the same Sobol points and chooses the rest by qLogEI with 10 restarts and 256 raw samples; the baseline
-runs on BoTorch alone (``SingleTaskGP``, ``fit_gpytorch_mll``, ``optimize_acqf``). One thread, CPU seconds of the process.
+Every method starts from the same Sobol points and chooses the rest by qLogEI with 10 restarts and 256 raw samples; the
+baseline runs on BoTorch alone (``SingleTaskGP``, ``fit_gpytorch_mll``, ``optimize_acqf``). One thread, CPU seconds of
+the process.
 
     python benchmarks/bayes_opt.py --problems Hartmann6 --seeds 10     # adds to benchmarks/results/bayes_opt.csv
     python benchmarks/bayes_opt.py --report                            # writes the table and the picture from it
@@ -137,11 +138,11 @@ def report(path: Path, command: str) -> str:
         "# Bayesian optimization, simple regret",
         "",
         f"Command: `{command}`. Versions: seqbdl {seqbdl.__version__}, torch {torch.__version__.split('+')[0]}, botorch "
-        f"{botorch.__version__}, gpytorch {gpytorch.__version__}. One thread; qLogEI, 10 restarts, 256 raw samples for all; the same Sobol "
-        "start per seed. Shared machine: read CPU seconds as ratios.",
+        f"{botorch.__version__}, gpytorch {gpytorch.__version__}. One thread; qLogEI, 10 restarts, 256 raw samples for "
+        "all; the same Sobol start per seed. Shared machine: read CPU seconds as ratios.",
         "",
-        "`log10 behind` is the difference of the medians' log10 regret to the baseline (negative: better). `wins` counts seeds with lower "
-        "regret than the baseline.",
+        "`log10 behind` is the difference of the medians' log10 regret to the baseline (negative: better). `wins` counts "
+        "seeds with lower regret than the baseline. Our loop adds starts near good points to its Sobol starts.",
     ]
     for problem, rows in last.groupby("problem", sort=False):
         spec = PROBLEMS[problem]

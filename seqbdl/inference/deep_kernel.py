@@ -1,9 +1,11 @@
 """Deep kernel learning that stops before it overfits.
 
-The kernel is squared-exponential in features ``u(x)``. Its evidence alone cannot be trusted: with a flexible extractor it rises while
-held-out predictions get worse (Ober et al. 2021). So the extractor is trained on the evidence plus a prior on its weights, the
-number of steps is the one that predicts held-out folds best, and the plain Gaussian process stays unless it is beaten there.
-Training begins with lengthscales longer than the plain process's, to leave the extractor something to explain. The folds and the full data train side by side on one leading axis: a row held out has infinite noise there.
+The kernel is squared-exponential in features ``u(x)``. Its evidence alone cannot be trusted: with a flexible extractor
+it rises while held-out predictions get worse (Ober et al. 2021). So the extractor is trained on the evidence plus a
+prior on its weights, the number of steps is the one that predicts held-out folds best, and the plain Gaussian process
+stays unless it is beaten there. Training begins with lengthscales longer than the plain process's, to leave the
+extractor something to explain. The folds and the full data train side by side on one leading axis: a row held out has
+infinite noise there.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def train_deep_kernel(
     noise: Tensor,
     noise_known: bool,
     generator: torch.Generator,
-    settings: DeepKernelSettings = DeepKernelSettings(),  # noqa: B008 - frozen
+    settings: DeepKernelSettings = DeepKernelSettings(),
 ) -> DeepKernelFit:
     """Train the extractor beside the Gaussian process's solution.
 

@@ -27,7 +27,8 @@ def fourier_draw(
 ) -> Callable[[Tensor], Tensor]:
     """Draws from Gaussian processes with the kernel :func:`squared_exponential` of features (Rahimi and Recht 2007).
 
-    Every draw owns its frequencies, so that the covariance of the draws is the kernel's without a bias that all draws share.
+    Every draw owns its frequencies, so that the covariance of the draws is the kernel's without a bias that all draws
+    share.
 
     Args:
         feature_map: ``N x d -> m x N x F``.

@@ -1,11 +1,12 @@
 """Gauss-Newton in the dual: the fit of S networks by N x N algebra, and posterior samples by randomize-then-optimize.
 
-Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2`` over its whitened weights. Linearized at ``z``, the minimizer is
-``a + J^T (J J^T + D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two products with the Jacobian. A
-Levenberg-Marquardt damping, one per member, keeps every step a descent.
+Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2`` over its whitened weights. Linearized at ``z``,
+the minimizer is ``a + J^T (J J^T + D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two
+products with the Jacobian. A Levenberg-Marquardt damping, one per member, keeps every step a descent.
 
-With anchors ``a`` drawn from the prior and targets ``y + noise`` drawn around the data, the minimizers of a linear network are exact
-posterior samples after one step (randomize-then-optimize, Bardsley et al. 2014; for networks: Pearce et al. 2020).
+With anchors ``a`` drawn from the prior and targets ``y + noise`` drawn around the data, the minimizers of a linear
+network are exact posterior samples after one step (randomize-then-optimize, Bardsley et al. 2014; for networks: Pearce
+et al. 2020).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def gauss_newton(
     noise: Tensor,
     anchors: Tensor,
     start: Tensor,
-    settings: GaussNewtonSettings = GaussNewtonSettings(),  # noqa: B008 - frozen
+    settings: GaussNewtonSettings = GaussNewtonSettings(),
 ) -> GaussNewtonResult:
     """Minimize every member's penalized loss.
 
@@ -76,8 +77,9 @@ def gauss_newton(
 
     tangents = network.tangents(z, X)
     loss = loss_of(z, tangents.values)
-    iteration = 0
-    for iteration in range(1, settings.max_iterations + 1):
+    steps = 0
+    while steps < settings.max_iterations:
+        steps += 1
         soft = (1.0 + damping)[:, None]
         K = network.tangent_kernel(tangents, tangents) / soft.unsqueeze(-1)
         offset = network.jvp(tangents, z - anchors) / soft.unsqueeze(-1)  # J (z - c), c = (a + damping z) / (1 + damping)
@@ -99,4 +101,4 @@ def gauss_newton(
         loss = torch.where(better, new_loss, loss)
         if bool(done.all()):
             break
-    return GaussNewtonResult(z, loss, iteration)
+    return GaussNewtonResult(z, loss, steps)

@@ -1,13 +1,14 @@
 """Hamiltonian Monte Carlo for networks, all chains on one axis, preconditioned by the Gauss-Newton matrix.
 
-Target: ``U(z) = 1/2 sum (y - f(z))^2 / s2 + 1/2 |z|^2`` over whitened weights, with the noise variance ``s2`` of each output and chain under an
-inverse-gamma prior, drawn by its exact conditional between trajectories (Gibbs).
+Target: ``U(z) = 1/2 sum (y - f(z))^2 / s2 + 1/2 |z|^2`` over whitened weights, with the noise variance ``s2`` of each
+output and chain under an inverse-gamma prior, drawn by its exact conditional between trajectories (Gibbs).
 
-Every chain has the constant mass matrix ``M = I + J^T D^{-1} J`` of the network linearized where the chain starts; all products
-with it go through ``N x N`` algebra. The Hamiltonian is split (Shahbaba et al. 2014; Beskos et al. 2011) into the Gaussian
-``1/2 (z - c)^T M (z - c) + 1/2 v^T M v``, whose exact flow is a rotation of ``(z - c, v)``, and the remainder, which kicks ``v``. So the step size
-is limited by the nonlinearity of the network alone, neither by the number of weights nor by the smallness of the noise; on a
-linear network every trajectory of a quarter turn is an independent exact draw.
+Every chain has the constant mass matrix ``M = I + J^T D^{-1} J`` of the network linearized where the chain starts; all
+products with it go through ``N x N`` algebra. The Hamiltonian is split (Shahbaba et al. 2014; Beskos et al. 2011) into
+the Gaussian ``1/2 (z - c)^T M (z - c) + 1/2 v^T M v``, whose exact flow is a rotation of ``(z - c, v)``, and the
+remainder, which kicks ``v``. So the step size is limited by the nonlinearity of the network alone, neither by the
+number of weights nor by the smallness of the noise; on a linear network every trajectory of a quarter turn is an
+independent exact draw.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def hmc(
     variance: Tensor,
     start: Tensor,
     generator: torch.Generator,
-    settings: HMCSettings = HMCSettings(),  # noqa: B008 - frozen
+    settings: HMCSettings = HMCSettings(),
     noise_prior: tuple[float, Tensor] | None = None,
 ) -> HMCResult:
     """Sample the weights, and the noise if it has a prior.
@@ -119,7 +120,8 @@ def hmc(
         start: ``S x P``.
         generator: Source of randomness.
         settings: Lengths and adaptation.
-        noise_prior: ``(shape, scale: m)`` of the inverse-gamma prior on a multiple of ``variance`` per output; ``None``: fixed noise.
+        noise_prior: ``(shape, scale: m)`` of the inverse-gamma prior on a multiple of ``variance`` per output;
+            ``None``: fixed noise.
     """
     S, P = start.shape
     n, m = Y.shape

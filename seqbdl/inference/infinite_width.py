@@ -1,15 +1,16 @@
 """Infinitely wide networks: their kernel, their evidence, and the prior scales that it chooses for finite networks.
 
-A network with layers ``h_1 = phi(W_1 x + b_1)``, ..., ``f = w . h_L + b`` and independent Gaussian weights becomes, as its width
-grows, a Gaussian process (Neal 1996; Lee et al. 2018; Matthews et al. 2018)::
+A network with layers ``h_1 = phi(W_1 x + b_1)``, ..., ``f = w . h_L + b`` and independent Gaussian weights becomes, as
+its width grows, a Gaussian process (Neal 1996; Lee et al. 2018; Matthews et al. 2018)::
 
-    K_0(x, x') = v_0 + sum_d s_d x_d x'_d,     K_l = v_l + u_l F(K_{l-1}(x, x'), K_{l-1}(x, x), K_{l-1}(x', x')),     k = K_L
+    K_0(x, x') = v_0 + sum_d s_d x_d x'_d,     K_l = v_l + u_l F(K_{l-1}(x, x'), K_{l-1}(x, x), K_{l-1}(x', x')),     k
+    = K_L
 
-with one variance ``s_d`` per input dimension, bias variances ``v_l`` and weight variances ``u_l``. The evidence of this process is cheap
-and sound, so it sets the scales of the prior of finite networks too.
+with one variance ``s_d`` per input dimension, bias variances ``v_l`` and weight variances ``u_l``. The evidence of
+this process is cheap and sound, so it sets the scales of the prior of finite networks too.
 
-Activations: ``erf`` stands for ``erf(sqrt(pi)/2 z)``, which is tanh to within 0.04; ``relu``; ``leaky_relu`` with slope 0.01.
-``F``: Williams 1997 (erf), Cho and Saul 2009 (relu), in the arctan2 form, which needs no clamp of a cosine.
+Activations: ``erf`` stands for ``erf(sqrt(pi)/2 z)``, which is tanh to within 0.04; ``relu``; ``leaky_relu`` with
+slope 0.01. ``F``: Williams 1997 (erf), Cho and Saul 2009 (relu), in the arctan2 form, which needs no clamp of a cosine.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def default_scales(input_dim: int, depth: int, groups: int) -> WidthScales:
 
 
 def expected_product(k: Tensor, k1: Tensor, k2: Tensor, activation: str) -> Tensor:
-    """``F = E[phi(a) phi(b)]`` for ``(a, b)`` Gaussian with variances ``k1``, ``k2`` and covariance ``k``; all broadcast."""
+    """``F = E[phi(a) phi(b)]`` for ``(a, b)`` Gaussian with variances ``k1``, ``k2`` and covariance ``k``; all
+    broadcast."""
     if activation == "erf":
         c = 0.5 * math.pi
         k = c * k
@@ -105,8 +107,8 @@ def expected_square(k: Tensor, activation: str) -> Tensor:
 def kernel(scales: WidthScales, X1: Tensor, X2: Tensor, activation: str = "erf", tangent: bool = False) -> Tensor:
     """The kernel, ``batch x g x q1 x q2``.
 
-    The tangent kernel is the prior covariance of the linearized network, ``Theta_0 = K_0``, ``Theta_l = K_l + u_l F'(K_{l-1}) Theta_{l-1}``
-    (Jacot et al. 2018) with ``F'`` of :func:`expected_slopes`.
+    The tangent kernel is the prior covariance of the linearized network, ``Theta_0 = K_0``, ``Theta_l = K_l + u_l
+    F'(K_{l-1}) Theta_{l-1}`` (Jacot et al. 2018) with ``F'`` of :func:`expected_slopes`.
 
     Args:
         scales: Of ``g`` groups.
@@ -147,8 +149,8 @@ def learn_scales(
 ) -> tuple[WidthScales, float]:
     """Maximize log evidence plus log hyper-prior by L-BFGS.
 
-    Hyper-priors (log-normal): input variances around ``4 sqrt(6/d)`` (log sd 1.7), noise variance around ``e^-4`` (log sd 1), the
-    others around 1 (log sd 1.5).
+    Hyper-priors (log-normal): input variances around ``4 sqrt(6/d)`` (log sd 1.7), noise variance around ``e^-4`` (log
+    sd 1), the others around 1 (log sd 1.5).
 
     Args:
         X: ``n x d`` in the unit cube.
@@ -240,7 +242,8 @@ def prior_draw(
 ) -> Callable[[Tensor], Tensor]:
     """Draws from the prior by finite random networks, each draw and each group its own.
 
-    The covariance of the draws is the kernel's up to ``O(1 / width)``: the last layer's exactly given the layers before.
+    The covariance of the draws is the kernel's up to ``O(1 / width)``: the last layer's exactly given the layers
+    before.
 
     Args:
         scales: Of ``g`` groups.

@@ -113,8 +113,9 @@ def _tune_precision(network: Network, X: Tensor, variance: Tensor, z: Tensor, ce
     """``argmax_alpha`` of the evidence at fixed ``z``, from one eigendecomposition."""
     tangents = network.tangents(z, X)
     root = variance.flatten().rsqrt()
-    eigenvalues = torch.linalg.eigvalsh(network.tangent_kernel(tangents, tangents)[0] * root * root[:,
-    None]).clamp_min(0.0) size = (z - centre).square().sum()
+    whitened = network.tangent_kernel(tangents, tangents)[0] * root * root[:, None]
+    eigenvalues = torch.linalg.eigvalsh(whitened).clamp_min(0.0)
+    size = (z - centre).square().sum()
     log_alpha = torch.linspace(-8.0, 8.0, 641).to(z)
     alpha = log_alpha.exp()
     evidence = -0.5 * alpha * size - 0.5 * torch.log1p(eigenvalues / alpha.unsqueeze(-1)).sum(-1)
@@ -142,10 +143,9 @@ def log_density(predicted: JointGaussian, targets: Tensor, variance: Tensor) -> 
     return -0.5 * white.square().sum() - factor.diagonal().log().sum() - 0.5 * math.log(2 * math.pi) * residual.numel()
 
 
-def weight_draws(
-    network: Network, posterior: LaplacePosterior, at_rows: Tangents | None, prior: Tensor, noise: Tensor
-) -> Tensor:
-    """Samples of ``z - z*`` without a ``P x P`` matrix: sample the prior and the noise, then condition (Matheron's rule).
+def weight_draws(network: Network, posterior: LaplacePosterior, at_rows: Tangents | None, prior: Tensor, noise: Tensor) -> Tensor:
+    """Samples of ``z - z*`` without a ``P x P`` matrix: sample the prior and the noise, then condition (Matheron's
+    rule).
 
     Args:
         network: The network.

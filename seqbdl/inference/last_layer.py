@@ -1,8 +1,9 @@
 """Bayesian linear regression on features with unknown noise: the normal-inverse-gamma posterior, batch and recursive.
 
-``y = phi(x)^T w + e``, ``e ~ N(0, s2 r)`` with known relative variances ``r``, ``w | s2 ~ N(0, s2 / alpha I)``, ``s2 ~ InvGamma(a0, b0)``, one ``s2``
-per output. With ``A = alpha I + Phi^T R^{-1} Phi``: ``m = A^{-1} Phi^T R^{-1} y``, ``a = a0 + n/2`` and
-``b = b0 + 1/2 (y - Phi m_old)^T (R + Phi A_old^{-1} Phi^T)^{-1} (y - Phi m_old)``: a sum of squares, never a difference of large numbers.
+``y = phi(x)^T w + e``, ``e ~ N(0, s2 r)`` with known relative variances ``r``, ``w | s2 ~ N(0, s2 / alpha I)``, ``s2 ~
+InvGamma(a0, b0)``, one ``s2`` per output. With ``A = alpha I + Phi^T R^{-1} Phi``: ``m = A^{-1} Phi^T R^{-1} y``, ``a
+= a0 + n/2`` and ``b = b0 + 1/2 (y - Phi m_old)^T (R + Phi A_old^{-1} Phi^T)^{-1} (y - Phi m_old)``: a sum of squares,
+never a difference of large numbers.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def absorb(state: LastLayer, features: Tensor, Y: Tensor, relative: Tensor) -> L
 
 
 def tune_precision(features: Tensor, Y: Tensor, relative: Tensor, a0: float, b0: Tensor) -> float:
-    """The prior precision ``alpha`` that maximizes the evidence, on a grid, from one eigendecomposition of ``Phi Phi^T``.
+    """The prior precision ``alpha`` that maximizes the evidence, on a grid, from one eigendecomposition of ``Phi
+    Phi^T``.
 
     A log-normal hyper-prior around 1 (log sd 6) decides where the data do not.
     """

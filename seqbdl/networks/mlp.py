@@ -1,7 +1,7 @@
 """Multilayer perceptrons, many at once, with forward and backward passes written out.
 
-Members lie on one leading axis and every layer is one batched matrix product; the tangent kernel ``J J^T`` is summed over layers
-from Gram matrices of activations and of backward signals, so that the ``N x P`` Jacobian is never formed.
+Members lie on one leading axis and every layer is one batched matrix product; the tangent kernel ``J J^T`` is summed
+over layers from Gram matrices of activations and of backward signals, so that the ``N x P`` Jacobian is never formed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from seqbdl.networks.network import Network, Tangents
 class MLP(Network):
     """Fully connected layers over whitened weights.
 
-    ``pre_1 = W_1^T (sqrt(s) x) + sqrt(v_0) b_1``, ``pre_{l+1} = sqrt(u_l / H_l) W_{l+1}^T phi(pre_l) + sqrt(v_l) b_{l+1}``, ``f = pre_{L+1}``,
-    with every entry of ``W`` and ``b`` standard normal under the prior: as the widths grow the function prior becomes the
-    Gaussian process of :mod:`seqbdl.inference.infinite_width` with the same variances.
+    ``pre_1 = W_1^T (sqrt(s) x) + sqrt(v_0) b_1``, ``pre_{l+1} = sqrt(u_l / H_l) W_{l+1}^T phi(pre_l) + sqrt(v_l)
+    b_{l+1}``, ``f = pre_{L+1}``, with every entry of ``W`` and ``b`` standard normal under the prior: as the widths
+    grow the function prior becomes the Gaussian process of :mod:`seqbdl.inference.infinite_width` with the same
+    variances.
 
     Args:
         widths: ``H_1 ... H_L``.

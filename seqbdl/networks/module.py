@@ -17,8 +17,9 @@ from seqbdl.networks.network import Network, Tangents
 class ModuleNetwork(Network):
     """Wraps a copy of a module; the module handed in is never changed.
 
-    The prior of a weight tensor is ``N(0, scale^2 / fan_in)``, of a bias or any other vector ``N(0, scale^2)``. Inputs reach the module
-    in [-1, 1], as ``N x d``; it must return ``N x m``. Jacobians are formed densely, ``S x N x m x P``.
+    The prior of a weight tensor is ``N(0, scale^2 / fan_in)``, of a bias or any other vector ``N(0, scale^2)``. Inputs
+    reach the module in [-1, 1], as ``N x d``; it must return ``N x m``. Jacobians are formed densely, ``S x N x m x
+    P``.
 
     Args:
         module: Any module without batch statistics (batch normalization, active dropout).

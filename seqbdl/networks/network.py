@@ -13,8 +13,8 @@ from torch import Tensor
 class Network(ABC):
     """A network over WHITENED weights: the prior of every weight is standard normal, scales live inside the network.
 
-    Weight vectors come stacked, ``S x P``; inputs are shared by all members, ``batch x q x d`` in the unit cube; outputs are
-    ``S x batch x q x m``. A network holds no weights and changes nothing.
+    Weight vectors come stacked, ``S x P``; inputs are shared by all members, ``batch x q x d`` in the unit cube;
+    outputs are ``S x batch x q x m``. A network holds no weights and changes nothing.
     """
 
     input_dim: int
@@ -31,7 +31,8 @@ class Network(ABC):
 
     @abstractmethod
     def tangent_kernel(self, first: Tangents, second: Tangents) -> Tensor:
-        """``J J'^T`` of all points of one against all of the other, ``S x (N m) x (N' m)``, the point running slower."""
+        """``J J'^T`` of all points of one against all of the other, ``S x (N m) x (N' m)``, the point running
+        slower."""
 
     @abstractmethod
     def tangent_gram(self, tangents: Tangents, batch: torch.Size, q: int) -> Tensor:

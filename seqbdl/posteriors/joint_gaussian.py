@@ -19,8 +19,8 @@ JITTER = 1e-10
 class JointGaussian:
     """A batch of Gaussians over the ``q x m`` outputs at ``q`` points.
 
-    The covariance is block-diagonal in ``g`` groups. Independent outputs: ``g = m`` groups of ``r = q`` rows. Outputs that
-    share random weights: ``g = 1`` group of ``r = q m`` rows, the point running slower than the output.
+    The covariance is block-diagonal in ``g`` groups. Independent outputs: ``g = m`` groups of ``r = q`` rows. Outputs
+    that share random weights: ``g = 1`` group of ``r = q m`` rows, the point running slower than the output.
 
     Attributes:
         mean: ``batch x q x m``.
@@ -78,7 +78,8 @@ class JointGaussian:
         return JointGaussian(mean, self.covariance[..., rows, :][..., rows])
 
     def condition(self, Y: Tensor, noise: Tensor) -> JointGaussian:
-        """Condition on noisy observations of the LAST ``n'`` points; the distribution of the points before them remains.
+        """Condition on noisy observations of the LAST ``n'`` points; the distribution of the points before them
+        remains.
 
         Args:
             Y: ``batch x n' x m`` observed values.
@@ -129,17 +130,11 @@ class JointGaussian:
         # Wrapped, so that it is factorized when sampled, with growing jitter: a plain tensor is factorized at once, and
         # points beside observed ones, whose covariance is all rounding, would raise.
         if self.num_outputs == 1:
-            return MultivariateNormal(
-                mean.squeeze(-1), to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1))
-            )
+            return MultivariateNormal(mean.squeeze(-1), to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
         if self.coupled:
-            return MultitaskMultivariateNormal(
-                mean, to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1))
-            )
+            return MultitaskMultivariateNormal(mean, to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
         covariance = to_linear_operator(covariance.expand(*batch, -1, -1, -1))
-        return MultitaskMultivariateNormal.from_batch_mvn(
-            MultivariateNormal(mean.transpose(-1, -2), covariance), task_dim=-1
-        )
+        return MultitaskMultivariateNormal.from_batch_mvn(MultivariateNormal(mean.transpose(-1, -2), covariance), task_dim=-1)
 
 
 def group_rows(values: Tensor, covariance: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ Every posterior here has the form::
     mean(x) = m(x) + k(x, Z) a,        cov(x, x') = k(x, x') - k(x, Z) W^T W k(Z, x')
 
 Exact (Z = the data, D the noise variances): ``W = chol(K + D)^{-1}``, ``a = (K + D)^{-1} r``.
-Sparse (Z = a basis, ``Phi = K_zx D^{-1} K_xz``, ``b = K_zx D^{-1} r`` summed over the data, the collapsed posterior of Titsias
-2009): ``a = (K + Phi)^{-1} b`` and ``W^T W = K^{-1} - (K + Phi)^{-1}``. The sums absorb new rows in time that does not depend on
-how many were absorbed before, and in any order.
+Sparse (Z = a basis, ``Phi = K_zx D^{-1} K_xz``, ``b = K_zx D^{-1} r`` summed over the data, the collapsed posterior of
+Titsias 2009): ``a = (K + Phi)^{-1} b`` and ``W^T W = K^{-1} - (K + Phi)^{-1}``. The sums absorb new rows in time that
+does not depend on how many were absorbed before, and in any order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class KernelConditioning:
         noise: ``D``, ``g x r`` (exact form; ones once sparse).
         phi: ``g x r x r`` in the sparse form, else ``None``.
         b: ``g x r`` in the sparse form, else ``None``.
-        log_evidence: ``g``: log density of the data so far under the prior; of the conditional predictions, once sparse.
+        log_evidence: ``g``: log density of the data so far under the prior; of the conditional predictions, once
+            sparse.
     """
 
     weights: Tensor

@@ -1,10 +1,11 @@
 """Conditioning particles on new observations without moving the networks: re-weight, and transport what is left over.
 
-Re-weighting alone degenerates: 64 particles and ten informative rows leave about one effective particle. The likelihood is
-therefore split, ``p(y|f) = p(y|f)^t p(y|f)^(1-t)``: the first factor re-weights, with the largest ``t`` in (0, 1] that keeps
-the effective sample size above a floor, the second then moves the function values by the ensemble Kalman update (Evensen 1994)
-with the noise variance divided by ``1 - t``. Both are exact in the limit of many particles when the function values are
-Gaussian, and ``t`` changes continuously with the inputs, so that acquisition functions stay smooth.
+Re-weighting alone degenerates: 64 particles and ten informative rows leave about one effective particle. The
+likelihood is therefore split, ``p(y|f) = p(y|f)^t p(y|f)^(1-t)``: the first factor re-weights, with the largest ``t``
+in (0, 1] that keeps the effective sample size above a floor, the second then moves the function values by the ensemble
+Kalman update (Evensen 1994) with the noise variance divided by ``1 - t``. Both are exact in the limit of many
+particles when the function values are Gaussian, and ``t`` changes continuously with the inputs, so that acquisition
+functions stay smooth.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class ParticleUpdate:
 
     Attributes:
         log_weights: ``S x batch``, to be added to the log-weights before.
-        mix: ``S x S x batch``: particle s moves by ``sum_t mix[s, t] (f_t - mean)``; ``None`` when re-weighting sufficed.
+        mix: ``S x S x batch``: particle s moves by ``sum_t mix[s, t] (f_t - mean)``; ``None`` when re-weighting
+            sufficed.
         weights: ``S x batch``, the weights that define the mean in ``mix``: those after re-weighting.
     """
 
@@ -96,7 +98,8 @@ def condition_particles(
 
 
 def _tempering(log_weights: Tensor, log_likelihood: Tensor, min_ess: float) -> Tensor:
-    """Largest exponent in (0, 1] whose re-weighting keeps the effective sample size at or above the floor, ``batch``."""
+    """Largest exponent in (0, 1] whose re-weighting keeps the effective sample size at or above the floor,
+    ``batch``."""
     low = torch.zeros(log_weights.shape[1:], dtype=log_weights.dtype, device=log_weights.device)
     high = torch.ones_like(low)
     # A floor above what the weights have already would leave no room: accept at least 80 % of the present size.

@@ -1,8 +1,9 @@
 """The posterior of weighted particles: function values of S networks at q points, jointly.
 
-BoTorch's ``EnsemblePosterior`` ties the member to the position in the t-batch and cannot be re-weighted per fantasy. Here
-the first base sample of every draw picks the particle through the cumulated weights, ONE pick for all points and outputs,
-so that draws are joint and equal points have equal values in every t-batch slot; the other base samples are the noise.
+BoTorch's ``EnsemblePosterior`` ties the member to the position in the t-batch and cannot be re-weighted per fantasy.
+Here the first base sample of every draw picks the particle through the cumulated weights, ONE pick for all points and
+outputs, so that draws are joint and equal points have equal values in every t-batch slot; the other base samples are
+the noise.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ class ParticlePosterior(Posterior):
 
     Args:
         values: ``S x batch x q x m`` function values.
-        log_weights: ``S x batch'`` with ``batch'`` broadcastable to ``batch`` (aligned on the right); need not be normalized.
-            ``None``: equal weights.
-        noise: Observation-noise variances to add, broadcastable to ``S x batch x q x m``; ``None``: the latent function.
+        log_weights: ``S x batch'`` with ``batch'`` broadcastable to ``batch`` (aligned on the right); need not be
+            normalized. ``None``: equal weights.
+        noise: Observation-noise variances to add, broadcastable to ``S x batch x q x m``; ``None``: the latent
+            function.
     """
 
     def __init__(self, values: Tensor, log_weights: Tensor | None = None, noise: Tensor | None = None) -> None:

@@ -1,6 +1,6 @@
 """What plugs into loops: BoTorch models that share one contract."""
 
-from seqbdl.surrogates import dispatch as _dispatch
+from seqbdl.surrogates import dispatch as dispatch
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate

@@ -30,8 +30,8 @@ Evaluate = Callable[[Tensor], Tensor]
 class Surrogate(Model, FantasizeMixin):
     """A posterior over functions that plugs into every loop, and into BoTorch and Ax, as it is.
 
-    Subclasses work in inner coordinates (unit-cube inputs, standardized outcomes, float64) and write the hooks at the end of
-    the class; this class does the checks, the units, the dtypes, BoTorch's conventions and the bookkeeping.
+    Subclasses work in inner coordinates (unit-cube inputs, standardized outcomes, float64) and write the hooks at the
+    end of the class; this class does the checks, the units, the dtypes, BoTorch's conventions and the bookkeeping.
 
     Args:
         input_dim: ``d``, columns of ``X``.
@@ -52,8 +52,8 @@ class Surrogate(Model, FantasizeMixin):
     carries: ClassVar[str] = ""
     """What ``update`` carries from the old data to the new posterior."""
     update_tolerance: ClassVar[float] = 0.0
-    """By how many standard deviations predictions after ``update(A); update(B)`` may differ from those after ``fit(A and B)``
-    under the same hyperparameters; 0: exact up to rounding."""
+    """By how many standard deviations predictions after ``update(A); update(B)`` may differ from those after ``fit(A
+    and B)`` under the same hyperparameters; 0: exact up to rounding."""
 
     _config: dict[str, Any]
 
@@ -150,8 +150,8 @@ class Surrogate(Model, FantasizeMixin):
         return self
 
     def _settle(self) -> None:
-        """Lay the state out as loading would: products with transposed storage round differently, and a surrogate that was
-        saved and loaded must answer the same to the last bit."""
+        """Lay the state out as loading would: products with transposed storage round differently, and a surrogate that
+        was saved and loaded must answer the same to the last bit."""
         state = self._get_state()
         if not is_dense(state):
             self._set_state(dense(state))
@@ -172,7 +172,7 @@ class Surrogate(Model, FantasizeMixin):
 
     # ------------------------------------------------------------------ answering
 
-    def posterior(
+    def posterior(  # type: ignore[override]  # BoTorch's two base classes disagree about the arguments
         self,
         X: Tensor,
         output_indices: list[int] | None = None,
@@ -184,8 +184,8 @@ class Surrogate(Model, FantasizeMixin):
         Args:
             X: ``batch x q x d``; a 2-D ``q x d`` is one joint batch.
             output_indices: Which outputs; all by default.
-            observation_noise: ``True`` adds the noise variance; a tensor, broadcastable to ``batch x q x m``, adds those
-                variances, in squared units of ``Y``.
+            observation_noise: ``True`` adds the noise variance; a tensor, broadcastable to ``batch x q x m``, adds
+                those variances, in squared units of ``Y``.
             posterior_transform: BoTorch's.
 
         Returns:
@@ -220,7 +220,7 @@ class Surrogate(Model, FantasizeMixin):
             X: ``batch x q x d``.
         """
         with torch.no_grad():
-            latent = self.posterior(X)
+            latent: Any = self.posterior(X)
             noise = self.noise_variance.to(X).expand(latent.variance.shape)
             variance = latent.variance
             return Prediction(
@@ -233,7 +233,7 @@ class Surrogate(Model, FantasizeMixin):
 
     def _predictive_quantile(self, X: Tensor, p: Tensor) -> Tensor:
         with torch.no_grad():
-            posterior = self.posterior(X, observation_noise=True)
+            posterior: Any = self.posterior(X, observation_noise=True)
             z = torch.special.ndtri(p.to(torch.float64)).to(X)
             return posterior.mean + z * posterior.variance.sqrt()
 
@@ -332,9 +332,7 @@ class Surrogate(Model, FantasizeMixin):
         variance = self.noise_variance.expand(1, -1) if noise is None else check_tensor("noise", noise)
         if self._output_indices is not None:
             Y, variance = self._in_all_outputs(Y, variance.to(Y))
-        return self._condition(
-            self._scaling.inputs(X), self._scaling.outcomes(Y), self._scaling.variances(variance.to(Y.device))
-        )
+        return self._condition(self._scaling.inputs(X), self._scaling.outcomes(Y), self._scaling.variances(variance.to(Y.device)))
 
     def _in_all_outputs(self, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Outcomes and noise of a view, with the outputs out of view added under noise that drowns them."""
@@ -346,9 +344,7 @@ class Surrogate(Model, FantasizeMixin):
         full_variance[..., self._output_indices] = variance
         return full_Y, full_variance
 
-    def fantasize(
-        self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
-    ) -> Self:
+    def fantasize(self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any) -> Self:
         """Condition on outcomes sampled from the posterior at ``X``.
 
         Args:
@@ -439,8 +435,8 @@ class Surrogate(Model, FantasizeMixin):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """PyTorch's hook: ``load_state_dict()`` restores the whole posterior.
 
-        A surrogate constructed with its own data keeps to them: a posterior of other data is not taken over, or held-out
-        rows would leak into cross-validation.
+        A surrogate constructed with its own data keeps to them: a posterior of other data is not taken over, or
+        held-out rows would leak into cross-validation.
         """
         given = self._training_data
         if given is None or (_same(state["X"], given[0]) and _same(state["Y"], given[1])):
@@ -451,7 +447,7 @@ class Surrogate(Model, FantasizeMixin):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """``.to(device)`` moves the state too; its precision stays float64, answers follow the dtype of ``X``."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
         def move(node: Any) -> Any:
             if isinstance(node, Tensor):
@@ -480,7 +476,8 @@ class Surrogate(Model, FantasizeMixin):
 
     @abstractmethod
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        """Condition the prior on ``X: n x d``, ``Y: n x m``; ``noise``: ``n x m`` or ``1 x m`` known variances, or ``None``."""
+        """Condition the prior on ``X: n x d``, ``Y: n x m``; ``noise``: ``n x m`` or ``1 x m`` known variances, or
+        ``None``."""
 
     @abstractmethod
     def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:

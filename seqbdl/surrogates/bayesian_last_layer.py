@@ -27,19 +27,22 @@ _MIN_ROWS = 10  # fewer cannot be split to choose an adaptation
 class BayesianLastLayerSurrogate(GaussianSurrogate):
     """Bayesian linear regression on the last hidden layer of a fitted network (Snoek et al. 2015), noise unknown.
 
-    Head and noise have an exact normal-inverse-gamma posterior, updated recursively while the features stay; the head's prior
-    precision is set by the evidence. The posterior that loops see is the Gaussian with the moments of the Student-t predictive;
-    function draws come from the Student-t process itself.
+    Head and noise have an exact normal-inverse-gamma posterior, updated recursively while the features stay; the
+    head's prior precision is set by the evidence. The posterior that loops see is the Gaussian with the moments of the
+    Student-t predictive; function draws come from the Student-t process itself.
 
-    Features fitted to the data make a last layer overconfident: they have seen the targets. So the network's weights go only a share of
-    the way from their random start to the Gauss-Newton fit, and the share is what predicts held-out rows best (0: random features,
+    Features fitted to the data make a last layer overconfident: they have seen the targets. So the network's weights
+    go only a share of the way from their random start to the Gauss-Newton fit, and the share is what predicts held-out
+    rows best (0: random features,
     1: the fitted network).
 
     Args:
-        network: Hidden widths; or a module or factory that ends before its linear head (any number of outputs is a feature map).
+        network: Hidden widths; or a module or factory that ends before its linear head (any number of outputs is a
+            feature map).
         activation: Of the widths form.
         prior_precision: Of the head's weights, relative to the noise precision; ``None``: by the evidence.
-        num_networks: Independent networks whose features are stacked; more give better-calibrated spread away from data.
+        num_networks: Independent networks whose features are stacked; more give better-calibrated spread away from
+            data.
         adaptation: The share of the way; ``None``: chosen by the log predictive density of held-out rows.
         max_iterations: Gauss-Newton steps per fit.
     """

@@ -33,9 +33,9 @@ class DrawPaths(SamplePath):
         """Evaluate the paths.
 
         Args:
-            x: ``batch x q x d``. As in BoTorch, paths are a batch of functions, of shape ``sample_shape x batch_shape``, and
-                ``x m`` for several outputs: where ``batch`` broadcasts with it (aligned on the right), every function is
-                evaluated at its own points; any other ``batch`` goes to all paths.
+            x: ``batch x q x d``. As in BoTorch, paths are a batch of functions, of shape ``sample_shape x
+                batch_shape``, and ``x m`` for several outputs: where ``batch`` broadcasts with it (aligned on the
+                right), every function is evaluated at its own points; any other ``batch`` goes to all paths.
 
         Returns:
             ``broadcast(batch, functions) x q``; for other batches ``sample_shape x batch x q``, with ``m`` before ``q``
@@ -59,7 +59,8 @@ class DrawPaths(SamplePath):
         return values.expand(*batch, x.shape[-2])
 
     def _at_own_points(self, x: Tensor) -> Tensor:
-        """Values ``batch x q x m`` where ``batch`` ends in one dimension for every one of the paths and the surrogate."""
+        """Values ``batch x q x m`` where ``batch`` ends in one dimension for every one of the paths and the
+        surrogate."""
         last = x.dim() - 2 - len(self.batch_shape)
         first = last - len(self.sample_shape)
         n = self.sample_shape.numel()

@@ -24,13 +24,14 @@ _MIN_ROWS = 8  # fewer rows cannot be split into folds that say anything
 class DKLSurrogate(KernelSurrogate):
     """A Gaussian process with a squared-exponential kernel on features that a network learns from the inputs.
 
-    Widths: the features are ``x / lengthscale + phi_w(x)``, a learned warp of the inputs that begins at zero. A module: its outputs stand
-    beside ``x / lengthscale``. Training follows the evidence with a prior on the weights and stops where held-out predictions are
-    best; where the network does not help, the surrogate is the plain Gaussian process ``gp``. See
-    :mod:`seqbdl.inference.deep_kernel`.
+    Widths: the features are ``x / lengthscale + phi_w(x)``, a learned warp of the inputs that begins at zero. A
+    module: its outputs stand beside ``x / lengthscale``. Training follows the evidence with a prior on the weights and
+    stops where held-out predictions are best; where the network does not help, the surrogate is the plain Gaussian
+    process ``gp``. See :mod:`seqbdl.inference.deep_kernel`.
 
     Args:
-        network: Hidden widths of the warp; or a module (or a factory) that maps ``N x d`` inputs in [-1, 1] to ``N x F`` features.
+        network: Hidden widths of the warp; or a module (or a factory) that maps ``N x d`` inputs in [-1, 1] to ``N x
+            F`` features.
         activation: Of the widths form.
         num_features: ``F`` of a module.
         warp_scale: Prior standard deviation of the warp, in lengthscales.
@@ -72,11 +73,7 @@ class DKLSurrogate(KernelSurrogate):
                 raise InvalidOptionError(f"network= returned a {type(module).__name__}; a factory returns a torch.nn.Module")
             return ModuleNetwork(module, self.input_dim, self._num_features), False
         one = torch.ones(1, dtype=torch.float64)
-        if (
-            not isinstance(spec, Sequence)
-            or not spec
-            or not all(isinstance(width, int) and width > 0 for width in spec)
-        ):
+        if not isinstance(spec, Sequence) or not spec or not all(isinstance(width, int) and width > 0 for width in spec):
             raise InvalidOptionError(f"network={spec!r}: give hidden widths such as (32, 32), a module, or a factory")
         layers = len(spec)
         weights = one.repeat(layers)
@@ -118,9 +115,9 @@ class DKLSurrogate(KernelSurrogate):
     def _features(self, X: Tensor) -> Tensor:
         hyper = self._hyper
         flat = X.reshape(-1, self.input_dim)
-        stacked = self._stacked_features(
-            hyper["weights"].unsqueeze(0), hyper["lengthscale"].unsqueeze(0), flat, hyper["gate"]
-        )[0]  # m x N x F
+        stacked = self._stacked_features(hyper["weights"].unsqueeze(0), hyper["lengthscale"].unsqueeze(0), flat, hyper["gate"])[
+            0
+        ]  # m x N x F
         return stacked.unflatten(1, X.shape[:-1]).movedim(0, -3)
 
     def _learn(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
@@ -154,6 +151,4 @@ class DKLSurrogate(KernelSurrogate):
 
     def _prior_draw(self, n: int, generator: torch.Generator) -> Evaluate:
         dim = self.input_dim if self._warps else self.input_dim + self._num_features
-        return fourier_draw(
-            self._features, self.output_dim, dim, n, self.num_frequencies, generator, self._hyper["mean"]
-        )
+        return fourier_draw(self._features, self.output_dim, dim, n, self.num_frequencies, generator, self._hyper["mean"])

@@ -17,13 +17,14 @@ from seqbdl.surrogates.particle import ParticleSurrogate
 class EnsembleSurrogate(ParticleSurrogate):
     """``S`` networks from independent random starts, each fitted to the data (Lakshminarayanan et al. 2017).
 
-    Members are fitted by Gauss-Newton in the dual, each to the solution nearest its own start: what gradient descent from that
-    start converges to for wide networks (He et al. 2020), at a tenth of the cost. Scales of the start and the noise come from the
-    evidence of the infinite-width limit.
+    Members are fitted by Gauss-Newton in the dual, each to the solution nearest its own start: what gradient descent
+    from that start converges to for wide networks (He et al. 2020), at a tenth of the cost. Scales of the start and
+    the noise come from the evidence of the infinite-width limit.
 
     Args:
-        randomize_targets: Give every member its own noise on the targets, which makes the members exact posterior samples when
-            the network is linear (randomize-then-optimize); without it the spread is smaller where data are.
+        randomize_targets: Give every member its own noise on the targets, which makes the members exact posterior
+            samples when the network is linear (randomize-then-optimize); without it the spread is smaller where data
+            are.
         max_iterations: Gauss-Newton steps per fit.
     """
 

@@ -16,9 +16,9 @@ from seqbdl.surrogates.base import Evaluate, Surrogate
 class GaussianSurrogate(Surrogate):
     """Needs ``_joint`` and ``_draw_base`` from its subclasses; gives fantasies and conditioned draws to all of them.
 
-    Conditioning on ``X_new`` evaluates the base posterior jointly at ``[X, X_new]`` and conditions the resulting Gaussian on its
-    last rows: exact under frozen hyperparameters, differentiable in both, and the same code for kernels, linearized networks
-    and Bayesian last layers.
+    Conditioning on ``X_new`` evaluates the base posterior jointly at ``[X, X_new]`` and conditions the resulting
+    Gaussian on its last rows: exact under frozen hyperparameters, differentiable in both, and the same code for
+    kernels, linearized networks and Bayesian last layers.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

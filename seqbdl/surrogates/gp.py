@@ -20,8 +20,9 @@ from seqbdl.surrogates.kernel import KernelSurrogate
 class GPSurrogate(KernelSurrogate):
     """Squared-exponential kernel with one lengthscale per input, dimension-scaled log-normal priors, constant mean.
 
-    Hyperparameters are those that ``fit_gpytorch_mll`` finds for ``SingleTaskGP``; predictions are equal to that model's. Function
-    draws use random Fourier features, one set per draw, corrected with the exact kernel by Matheron's rule (Wilson et al. 2020).
+    Hyperparameters are those that ``fit_gpytorch_mll`` finds for ``SingleTaskGP``; predictions are equal to that
+    model's. Function draws use random Fourier features, one set per draw, corrected with the exact kernel by
+    Matheron's rule (Wilson et al. 2020).
 
     Args:
         num_frequencies: Of the Fourier features, per draw.

@@ -20,8 +20,8 @@ class KernelSurrogate(GaussianSurrogate):
     """A Gaussian process with independent outputs; subclasses learn the kernel and evaluate it.
 
     Args:
-        max_rows: While the rows are at most this many, ``update`` is exact; beyond, the rows so far become a basis and new data
-            enter sums over it (the collapsed sparse posterior), so that time and memory stay bounded.
+        max_rows: While the rows are at most this many, ``update`` is exact; beyond, the rows so far become a basis and
+            new data enter sums over it (the collapsed sparse posterior), so that time and memory stay bounded.
     """
 
     carries = "the Gaussian process: rows up to max_rows, then exact sums over that basis"

@@ -114,9 +114,7 @@ class LaplaceSurrogate(GaussianSurrogate):
             log_evidence = old.log_evidence + laplace.log_density(predicted, new_targets, new_variance)
             targets = torch.cat([self._network.forward(old.z, old.X)[0], new_targets])
             rows, variance = torch.cat([old.X, X]), torch.cat([old.variance, new_variance])
-            result = gauss_newton(
-                self._network, rows, targets.unsqueeze(0), alpha * variance, old.z, old.z, self.settings
-            )
+            result = gauss_newton(self._network, rows, targets.unsqueeze(0), alpha * variance, old.z, old.z, self.settings)
             if rows.shape[0] > self.memory:
                 keep = torch.randperm(rows.shape[0], generator=self.generator)[: self.memory].sort().values.to(X.device)
                 variance = variance[keep] * (self.memory / rows.shape[0])
@@ -153,7 +151,8 @@ class LaplaceSurrogate(GaussianSurrogate):
         return evaluate
 
     def features(self, X: Tensor) -> Tensor:
-        """Rows of the Jacobian at the mode, the posterior's linear feature map: ``X: batch x q x d -> batch x (q m) x P``."""
+        """Rows of the Jacobian at the mode, the posterior's linear feature map: ``X: batch x q x d -> batch x (q m) x
+        P``."""
         inner = self._scaling.inputs(X)
         here = self._network.tangents(self._laplace.z, inner)
         N, m = here.values.shape[1], self.output_dim

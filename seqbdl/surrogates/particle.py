@@ -23,8 +23,8 @@ class ParticleSurrogate(Surrogate):
         activation: Of the widths form.
         num_members: ``S``.
         memory: How many rows of old data ``update`` keeps beside the particles.
-        min_ess: Floor on the effective sample size of conditioning by re-weighting, as a share of ``S``; below it the function
-            values are moved instead (see :mod:`seqbdl.posteriors.particle_update`).
+        min_ess: Floor on the effective sample size of conditioning by re-weighting, as a share of ``S``; below it the
+            function values are moved instead (see :mod:`seqbdl.posteriors.particle_update`).
     """
 
     def __init__(
@@ -172,7 +172,8 @@ class ParticleSurrogate(Surrogate):
 
     @abstractmethod
     def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
-        """Particles ``S x P`` and log-weights ``S`` given all data; ``warm``: the present particles are a good start."""
+        """Particles ``S x P`` and log-weights ``S`` given all data; ``warm``: the present particles are a good
+        start."""
 
     @abstractmethod
     def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

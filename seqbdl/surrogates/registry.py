@@ -58,9 +58,7 @@ def surrogate_options(cls: type[Surrogate]) -> list[str]:
     return [name for name in names if name not in ("self", "training_data")]
 
 
-def make_surrogate(
-    name: str, input_dim: int, output_dim: int = 1, likelihood: str = "gaussian", **options: Any
-) -> Surrogate:
+def make_surrogate(name: str, input_dim: int, output_dim: int = 1, likelihood: str = "gaussian", **options: Any) -> Surrogate:
     """Build a surrogate by its registered name.
 
     Args:

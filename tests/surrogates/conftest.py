@@ -12,7 +12,7 @@ import seqbdl
 
 SMALL: dict[str, dict[str, Any]] = {
     "gp": {},
-    "nngp": {"draw_width": 256},
+    "nngp": {"draw_width": 64},
     "ensemble": {"network": (16, 16), "num_members": 8},
     "laplace": {"network": (16, 16)},
     "bayesian-last-layer": {"network": (16, 16), "num_networks": 2},

@@ -21,7 +21,8 @@ from seqbdl.surrogates import surrogate_class, surrogate_options
 from seqbdl.surrogates.gaussian import GaussianSurrogate
 
 _spec = importlib.util.spec_from_file_location("surrogate_settings", Path(__file__).with_name("conftest.py"))
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 _settings = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_settings)
 make, data, get_fitted = _settings.make, _settings.data, _settings.get_fitted
@@ -76,9 +77,7 @@ def test_shapes_and_batches(name: str, output_dim: int, fitted: Cache) -> None:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(st.integers(1, 3), max_size=2), q=st.integers(1, 4), seed=st.integers(0, 100))
-def test_the_batch_a_point_stands_in_does_not_matter(
-    name: str, fitted: Cache, batch: list[int], q: int, seed: int
-) -> None:
+def test_the_batch_a_point_stands_in_does_not_matter(name: str, fitted: Cache, batch: list[int], q: int, seed: int) -> None:
     surrogate = get_fitted(fitted, name, 2)
     count = int(torch.tensor([*batch, 1]).prod()) * q
     X = grid(count, seed).reshape(*batch, q, 2)
@@ -252,9 +251,7 @@ def test_it_learns(name: str) -> None:
     assert error.square().mean().sqrt() < 0.5 * Y.std()
     standardized = error / prediction.std
     assert standardized.abs().median() < 2.5
-    torch.testing.assert_close(
-        prediction.std.square(), prediction.epistemic_std.square() + prediction.aleatoric_std.square()
-    )
+    torch.testing.assert_close(prediction.std.square(), prediction.epistemic_std.square() + prediction.aleatoric_std.square())
     low, high = prediction.interval(0.9)
     assert bool((low < prediction.mean).all())
     assert bool((prediction.mean < high).all())
@@ -266,7 +263,8 @@ def test_it_learns(name: str) -> None:
 def test_update_against_fit(name: str, fitted: Cache) -> None:
     """After update(A); update(B) predictions are those of the same surrogate given A and B at once.
 
-    Hyperparameters stay during updates, so the comparison is with one update of A and B together, on top of the same fit.
+    Hyperparameters stay during updates, so the comparison is with one update of A and B together, on top of the same
+    fit.
     """
     X, Y = data(24, seed=5)
     first = copy.deepcopy(get_fitted(fitted, name))
@@ -394,9 +392,7 @@ def test_observation_noise_adds_exactly_the_noise(name: str, fitted: Cache) -> N
         latent = surrogate.posterior(X)
         noisy = surrogate.posterior(X, observation_noise=True)
         given = surrogate.posterior(X, observation_noise=torch.full((4, 2), 0.7, dtype=torch.float64))
-        torch.testing.assert_close(
-            noisy.variance - latent.variance, surrogate.noise_variance.expand(4, 2), rtol=1e-5, atol=1e-8
-        )
+        torch.testing.assert_close(noisy.variance - latent.variance, surrogate.noise_variance.expand(4, 2), rtol=1e-5, atol=1e-8)
         torch.testing.assert_close(given.variance - latent.variance, torch.full((4, 2), 0.7).double(), rtol=1e-5, atol=1e-8)
         torch.testing.assert_close(noisy.mean, latent.mean)
 
@@ -426,9 +422,7 @@ ACQUISITIONS = ["LogEI", "UCB", "qLogEI", "qLogNEI", "qUCB", "qSR", "qKG", "GIBB
 @pytest.mark.parametrize("acquisition", ACQUISITIONS)
 def test_every_acquisition_runs(name: str, acquisition: str, fitted: Cache) -> None:
     surrogate = get_fitted(fitted, name)
-    function = make_acquisition(
-        acquisition, surrogate, bounds=BOUNDS, mc_samples=16, num_fantasies=4, seed=0, best_f="observed"
-    )
+    function = make_acquisition(acquisition, surrogate, bounds=BOUNDS, mc_samples=16, num_fantasies=4, seed=0, best_f="observed")
     candidate, value = optimize_acquisition(
         function, BOUNDS, num_restarts=2, raw_samples=8, generator=torch.Generator().manual_seed(0), maxiter=4
     )
@@ -453,9 +447,7 @@ def test_thompson_sampling(name: str, fitted: Cache) -> None:
     candidates = grid(200, seed=2)
     picks = thompson_candidates(surrogate, candidates, n=4, generator=torch.Generator().manual_seed(0), chunk_size=64)
     assert len(set(picks.tolist())) == 4
-    X = thompson_continuous(
-        surrogate, BOUNDS, n=2, generator=torch.Generator().manual_seed(0), num_restarts=2, raw_samples=32
-    )
+    X = thompson_continuous(surrogate, BOUNDS, n=2, generator=torch.Generator().manual_seed(0), num_restarts=2, raw_samples=32)
     assert X.shape == (2, 2)
 
 
