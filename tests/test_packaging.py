@@ -55,9 +55,7 @@ def _modules(folder: Path, package: str) -> set[str]:
 
 def test_every_source_file_is_in_the_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    packed = {
-        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names if name.endswith(".py")
-    }
+    packed = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names if name.endswith(".py")}
     written = _modules(ROOT / "seqbdl", "seqbdl") | _modules(ROOT / "loops", "seqbdl.loops")
     written |= _modules(ROOT / "envs", "seqbdl.envs")
     assert packed == written
