@@ -113,6 +113,15 @@ def test_two_objectives(name: str) -> None:
     assert len(client.get_pareto_frontier()) >= 1
 
 
+def test_outcome_constraints() -> None:
+    client = make_client("gain", generation_strategy("nngp", num_initial=4))
+    client.configure_optimization(objective="gain", outcome_constraints=["cost <= 0.0"])
+    run(client, 8, ("gain", "cost"))
+    best, _, _, _ = client.get_best_parameterization()
+    assert outcomes(best)["cost"] <= 0.0
+    assert nodes(client) == ["Sobol"] * 4 + ["nngp"] * 4
+
+
 def test_predictions_are_the_surrogates_own() -> None:
     client = make_client("gain", generation_strategy("nngp", num_initial=4))
     run(client, 6)
