@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.networks.activations import centred
@@ -32,7 +33,7 @@ class ModuleNetwork(Network):
     """
 
     def __init__(self, module: nn.Module, input_dim: int, num_outputs: int = 1, scale: float = 1.0) -> None:
-        self._module = copy.deepcopy(module).to(torch.float64).eval()
+        self._module = _with_plain_layer_norms(copy.deepcopy(module)).to(torch.float64).eval()
         for child in self._module.modules():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 raise InvalidOptionError(
@@ -64,7 +65,8 @@ class ModuleNetwork(Network):
         flat = (self._scale.to(z) * z).split([s.numel() for s in self._shapes])
         weights = {n: p.reshape(s) for n, p, s in zip(self._names, flat, self._shapes, strict=True)}
         buffers = {n: b.to(z.device) for n, b in self._buffers.items()}
-        result: Tensor = functional_call(self._module, {**weights, **buffers}, (centred(X),))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative, which gradients of Jacobians need
+            result: Tensor = functional_call(self._module, {**weights, **buffers}, (centred(X),))
         return result
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
@@ -115,3 +117,34 @@ class ModuleNetwork(Network):
         """Outputs of the module as features: a module handed in as an extractor ends before its linear head."""
         values = self.forward(z, X)
         return torch.cat([values, torch.ones_like(values[..., :1])], -1)
+
+
+class _PlainLayerNorm(nn.Module):
+    """Layer normalization from elementary operations, with the parameters of the layer that it replaces.
+
+    PyTorch's own (2.13) has a wrong second derivative under ``vmap``, without an error: gradients in the inputs of the
+    variances of linearized networks would be off.
+    """
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
+        self.dims = tuple(range(-len(layer.normalized_shape), 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centre = x - x.mean(self.dims, keepdim=True)
+        out = centre * (centre.square().mean(self.dims, keepdim=True) + self.eps).rsqrt()
+        if self.weight is not None:
+            out = out * self.weight
+        return out if self.bias is None else out + self.bias
+
+
+def _with_plain_layer_norms(module: nn.Module) -> nn.Module:
+    """The module, itself changed: hand in a copy."""
+    if isinstance(module, nn.LayerNorm):
+        return _PlainLayerNorm(module)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.LayerNorm):
+                setattr(parent, name, _PlainLayerNorm(child))
+    return module

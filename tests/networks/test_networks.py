@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -163,6 +164,48 @@ def test_values_are_those_of_the_same_network_written_in_torch() -> None:
         h = scales[layer] * (h if layer == 0 else torch.relu(h)) @ W + v[layer].sqrt() * bias
     assert offset == network.num_params
     torch.testing.assert_close(network.forward(z, X)[0], h, rtol=1e-12, atol=1e-12)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.attention, self.head = nn.Linear(1, 4), nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.lift(x.unsqueeze(-1))
+        out: Tensor = self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+        return out
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(D, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)),
+        nn.Sequential(nn.Linear(D, 4), nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2)), nn.Flatten(), nn.SiLU(), nn.Linear(4, 1)),
+        nn.Sequential(nn.Linear(D, 4), nn.RMSNorm(4), nn.Softmax(-1), nn.Linear(4, 1)),
+        nn.Sequential(nn.Linear(D, 4), nn.Unflatten(1, (2, 2)), nn.GroupNorm(2, 2), nn.Flatten(), nn.GELU(), nn.Linear(4, 1)),
+        Attention(),
+    ],
+)
+def test_gradients_of_jacobians_in_the_inputs(module: nn.Module) -> None:
+    """What acquisition functions on linearized networks follow. PyTorch's own LayerNorm gets it wrong without an error."""
+    network = ModuleNetwork(module, D, 1)
+    z, X = weights(network, 2), points(2, D).requires_grad_(True)
+    copied = network.forward(z[:1], X.detach())
+    torch.testing.assert_close(copied[0], by_hand(module, network, z[0], X.detach()), rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradcheck(lambda x: network.tangents(z, x).parts.square().sum(), (X,), eps=1e-5, atol=1e-4)
+
+
+def by_hand(module: nn.Module, network: ModuleNetwork, z: Tensor, X: Tensor) -> Tensor:
+    """The user's module itself, with whitened weights written into a copy."""
+    twin, offset = copy.deepcopy(module).double().eval(), 0
+    with torch.no_grad():
+        for p in twin.parameters():
+            scale = 1.0 if p.dim() == 1 else p[0].numel() ** -0.5
+            p.copy_(scale * z[offset : offset + p.numel()].reshape(p.shape))
+            offset += p.numel()
+        out: Tensor = twin(2 * X - 1)
+    return out
 
 
 def test_prior_of_module_weights_has_the_declared_scale() -> None:
