@@ -32,7 +32,7 @@ class NNGPSurrogate(KernelSurrogate):
         depth: int = 2,
         activation: str = "erf",
         max_iterations: int = 60,
-        draw_width: int = 512,
+        draw_width: int = 256,
         **kwargs: Any,
     ) -> None:
         if activation not in ACTIVATIONS:
