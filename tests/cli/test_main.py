@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,24 @@ import seqbdl
 from seqbdl.cli.main import app
 
 FUNCTION = """
+import os, pathlib, signal
+
+calls = 0
+
+
 def quadratic(point, shift=0.0):
     return -(point["x"] - 0.3 - shift) ** 2 - point["n"]
+
+
+def deadly(point):
+    # Kills its process at the sixth call, once.
+    global calls
+    calls += 1
+    deaths = pathlib.Path(__file__).with_name("deaths")
+    if calls == 6 and not deaths.exists():
+        deaths.write_text("done")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return quadratic(point)
 
 
 def broken(point):
@@ -99,6 +117,19 @@ def test_optimize_goes_on_where_it_stopped(configure: Any, tmp_path: Path) -> No
     second = invoke("optimize", configure(), "--quiet", "--out", str(parts))
     assert "Going on" in second.output
     points = [[(row["x"], row["n"], row["outcome"]) for row in trials(folder)] for folder in (whole, parts)]
+    assert points[0] == points[1]
+
+
+def test_optimize_survives_being_killed_in_an_evaluation(configure: Any, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    config = configure(objective="python:cli_objective:deadly")
+    (tmp_path / "deaths").write_text("done", encoding="utf-8")
+    assert invoke("optimize", config, "--quiet", "--out", str(whole)).exit_code == 0
+    (tmp_path / "deaths").unlink()
+    command = [sys.executable, "-m", "seqbdl.cli.main", "optimize", config, "--quiet", "--out", str(killed)]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert invoke("optimize", config, "--quiet", "--out", str(killed)).exit_code == 0
+    points = [[(row["x"], row["n"], row["outcome"]) for row in trials(folder)] for folder in (whole, killed)]
     assert points[0] == points[1]
 
 
