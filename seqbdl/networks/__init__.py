@@ -1,7 +1,7 @@
 """Networks as functions of stacked weight vectors."""
 
 from seqbdl.networks.mlp import MLP
-from seqbdl.networks.module import ModuleNetwork
+from seqbdl.networks.module import HeadedNetwork, ModuleNetwork
 from seqbdl.networks.network import Network, Tangents
 
-__all__ = ["MLP", "ModuleNetwork", "Network", "Tangents"]
+__all__ = ["MLP", "HeadedNetwork", "ModuleNetwork", "Network", "Tangents"]

@@ -60,14 +60,15 @@ class ModuleNetwork(Network):
                 f"network= maps 2 x {input_dim} inputs to {tuple(probe.shape[1:])}; it must map N x d to N x {num_outputs}"
             )
 
-    def _call(self, z: Tensor, X: Tensor) -> Tensor:
-        """One weight vector ``P`` at points ``N x d``, ``N x m``."""
+    def _state(self, z: Tensor) -> dict[str, Tensor]:
+        """Weights and buffers by name for one weight vector ``P``."""
         flat = (self._scale.to(z) * z).split([s.numel() for s in self._shapes])
         weights = {n: p.reshape(s) for n, p, s in zip(self._names, flat, self._shapes, strict=True)}
-        buffers = {n: b.to(z.device) for n, b in self._buffers.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative, which gradients of Jacobians need
-            result: Tensor = functional_call(self._module, {**weights, **buffers}, (centred(X),))
-        return result
+        return {**weights, **{n: b.to(z.device) for n, b in self._buffers.items()}}
+
+    def _call(self, z: Tensor, X: Tensor) -> Tensor:
+        """One weight vector ``P`` at points ``N x d``, ``N x m``."""
+        return _run(self._module, self._state(z), X)
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
         points = X.reshape(-1, self.input_dim)
@@ -114,9 +115,50 @@ class ModuleNetwork(Network):
         return result
 
     def hidden(self, z: Tensor, X: Tensor) -> Tensor:
-        """Outputs of the module as features: a module handed in as an extractor ends before its linear head."""
+        """Outputs of the module as features, and a constant."""
         values = self.forward(z, X)
         return torch.cat([values, torch.ones_like(values[..., :1])], -1)
+
+
+class HeadedNetwork(ModuleNetwork):
+    """A module that maps ``N x d`` to ``N x F`` features, with a linear head on top.
+
+    Args:
+        extractor: Any module; see :class:`ModuleNetwork`.
+        input_dim: ``d``.
+        num_outputs: ``m``, of the head.
+
+    Raises:
+        InvalidOptionError: The extractor's output is not ``N x F``, or it is no module for :class:`ModuleNetwork`.
+    """
+
+    def __init__(self, extractor: nn.Module, input_dim: int, num_outputs: int = 1) -> None:
+        probe = copy.deepcopy(extractor).to(torch.float64).eval()
+        with torch.no_grad():
+            features = probe(torch.zeros(2, input_dim, dtype=torch.float64))
+        if features.dim() != 2 or features.shape[0] != 2:
+            raise InvalidOptionError(
+                f"network= maps 2 x {input_dim} inputs to {tuple(features.shape)}; as an extractor it must map N x d to N x F"
+            )
+        self.num_features = features.shape[1]
+        super().__init__(nn.Sequential(probe, nn.Linear(self.num_features, num_outputs)), input_dim, num_outputs)
+
+    def _extract(self, z: Tensor, X: Tensor) -> Tensor:
+        assert isinstance(self._module, nn.Sequential)
+        own = {name[2:]: value for name, value in self._state(z).items() if name.startswith("0.")}
+        return _run(self._module[0], own, X)
+
+    def hidden(self, z: Tensor, X: Tensor) -> Tensor:
+        """The features, scaled as the head's prior is, and a constant: ``S x batch x q x (F + 1)``."""
+        values: Tensor = vmap(self._extract, in_dims=(0, None))(z, X.reshape(-1, self.input_dim))
+        scaled = torch.cat([values / math.sqrt(self.num_features), torch.ones_like(values[..., :1])], -1)
+        return scaled.unflatten(1, X.shape[:-1])
+
+
+def _run(module: nn.Module, state: dict[str, Tensor], X: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative, which gradients of Jacobians need
+        result: Tensor = functional_call(module, state, (centred(X),))
+    return result
 
 
 class _PlainLayerNorm(nn.Module):

@@ -71,7 +71,7 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
         self.prior_precision = prior_precision
         self.adaptation = adaptation
         self.settings = GaussNewtonSettings(max_iterations=max_iterations)
-        self._builder = NetworkBuilder(network, self.input_dim, self.output_dim, activation)
+        self._builder = NetworkBuilder(network, self.input_dim, self.output_dim, activation, headed=True)
         self._prior = self._builder.initial()
         self._network = self._builder.build(self._prior)
         shape = (num_networks, self._network.num_params)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.inference import infinite_width
 from seqbdl.inference.infinite_width import WidthScales
-from seqbdl.networks import MLP, ModuleNetwork, Network
+from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, Network
 from seqbdl.networks.activations import ACTIVATIONS
 
 NetworkSpec = Sequence[int] | nn.Module | Callable[[], nn.Module]
@@ -46,21 +46,25 @@ class NetworkBuilder:
         input_dim: ``d``.
         output_dim: ``m``.
         activation: Of the widths form: ``"erf"`` (tanh to within 0.04), ``"relu"`` or ``"leaky_relu"``.
+        headed: A module is an extractor, ``N x d`` to ``N x F``, and gets a linear head.
     """
 
-    def __init__(self, spec: NetworkSpec, input_dim: int, output_dim: int, activation: str) -> None:
+    def __init__(
+        self, spec: NetworkSpec, input_dim: int, output_dim: int, activation: str, headed: bool = False
+    ) -> None:
         if activation not in ACTIVATIONS:
             raise UnknownNameError("activation", activation, list(ACTIVATIONS))
         self.input_dim, self.output_dim, self.activation = input_dim, output_dim, activation
         self.widths: tuple[int, ...] | None = None
         self._module: ModuleNetwork | None = None
+        wrap: type[ModuleNetwork] = HeadedNetwork if headed else ModuleNetwork
         if isinstance(spec, nn.Module):
-            self._module = ModuleNetwork(spec, input_dim, output_dim)
+            self._module = wrap(spec, input_dim, output_dim)
         elif callable(spec):
             made = spec()
             if not isinstance(made, nn.Module):
                 raise InvalidOptionError(f"network= returned a {type(made).__name__}; a factory returns a torch.nn.Module")
-            self._module = ModuleNetwork(made, input_dim, output_dim)
+            self._module = wrap(made, input_dim, output_dim)
         elif isinstance(spec, Sequence) and not isinstance(spec, str) and all(isinstance(w, int) and w > 0 for w in spec):
             if not spec:
                 raise InvalidOptionError("network=() has no hidden layer; give widths such as (64, 64)")

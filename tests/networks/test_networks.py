@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.networks import MLP, ModuleNetwork, Network
+from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, Network
 from seqbdl.networks.activations import ACTIVATIONS, activate, activation_slope
 
 D = 3
@@ -48,6 +48,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "leaky": lambda: make_mlp((5,), 3, "leaky_relu"),
     "linear module": lambda: ModuleNetwork(nn.Linear(D, 2), D, 2),
     "conv module": lambda: ModuleNetwork(Reshaping(), D, 2),
+    "headed module": lambda: HeadedNetwork(nn.Sequential(nn.Linear(D, 5), nn.Tanh()), D, 2),
     "nested module": lambda: ModuleNetwork(nn.Sequential(nn.Linear(D, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)), D, 1),
 }
 
@@ -110,13 +111,18 @@ def test_gram_of_every_batch_element(name: str, batch: tuple[int, ...]) -> None:
         torch.testing.assert_close(flat_gram[:, i], rows @ rows.mT, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if "module" not in n])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if "module" not in n or n == "headed module"])
 def test_hidden_layer_times_head_is_the_network(name: str) -> None:
     network, X = NETWORKS[name](), points(2, 4, D)
-    assert isinstance(network, MLP)
-    z = weights(network, 3)
-    fan_in, m = network.widths[-1], network.num_outputs
-    head = z[:, -(fan_in + 1) * m :].reshape(3, fan_in + 1, m)  # weights, then biases
+    z, m = weights(network, 3), network.num_outputs
+    if isinstance(network, MLP):
+        fan_in = network.widths[-1]
+        head = z[:, -(fan_in + 1) * m :].reshape(3, fan_in + 1, m)  # weights, then biases
+    else:
+        assert isinstance(network, HeadedNetwork)
+        fan_in = network.num_features
+        W = z[:, -(fan_in + 1) * m : -m].reshape(3, m, fan_in)  # PyTorch stores outputs first
+        head = torch.cat([W.transpose(-1, -2), z[:, -m:].reshape(3, 1, m)], 1)
     values = torch.einsum("sbqf,sfm->sbqm", network.hidden(z, X), head)
     torch.testing.assert_close(values, network.forward(z, X), rtol=1e-12, atol=1e-12)
 
@@ -259,3 +265,8 @@ def test_slopes_are_derivatives(activation: str) -> None:
 def test_erf_stands_for_tanh() -> None:
     z = torch.linspace(-5, 5, 1001, dtype=torch.float64)
     assert float((activate(z, "erf") - z.tanh()).abs().max()) < 0.045
+
+
+def test_extractors_give_rows_of_features() -> None:
+    with pytest.raises(InvalidOptionError, match="as an extractor it must map N x d to N x F"):
+        HeadedNetwork(nn.Unflatten(1, (1, D)), D, 1)

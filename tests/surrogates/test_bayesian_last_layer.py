@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_t
-from torch import Tensor
+from torch import Tensor, nn
 
 import seqbdl
 from seqbdl.inference import last_layer
@@ -132,3 +132,15 @@ def test_it_resumes_exactly(tmp_path: Path) -> None:
     assert torch.equal(surrogate.posterior(X_TEST).mean, loaded.posterior(X_TEST).mean)
     assert isinstance(loaded, BayesianLastLayerSurrogate)
     assert isinstance(loaded._head, last_layer.LastLayer)
+
+
+def test_a_module_is_a_feature_map() -> None:
+    """A module that ends before its head, with any number of outputs; it is left as it was."""
+    X, Y = data(300)
+    module = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 7), nn.Tanh())
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    surrogate = make(network=module, num_networks=3).fit(X[:90], Y[:90])
+    assert surrogate.features(X).shape == (300, 3 * (7 + 1))
+    error = surrogate.update(X[90:100], Y[90:100]).posterior(X[100:]).mean - Y[100:]
+    assert float(error.square().mean().sqrt()) < 0.5 * float(Y.std())
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
