@@ -53,7 +53,7 @@ test: $(VENV)/.seqbdl-dev
 lint: $(VENV)/.seqbdl-dev
 	$(BIN)/ruff check
 	.ci/link-tree
-	$(BIN)/mypy -p seqbdl
+	MYPYPATH=build/typing $(BIN)/mypy -p seqbdl
 
 format: $(VENV)/.seqbdl-dev
 	$(BIN)/ruff check --fix
