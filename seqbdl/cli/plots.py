@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from seqbdl.cli.race import RANDOM, Trace
@@ -56,9 +58,18 @@ def _fit_axis(axes: Axes, values: NDArray[np.float64]) -> None:
     if low > 0 and high > 5 * low:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.15, high * 1.15)
+        _plain_ticks(axes.yaxis, high / low)
         return
     margin = 0.08 * (high - low) or 1e-3
     axes.set_ylim(low - margin, high + margin)
+
+
+def _plain_ticks(axis: Axis, ratio: float) -> None:
+    """Numbers such as 0.3 instead of powers of ten, between the powers too where there is room."""
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
+    axis.set_minor_formatter(plain if ratio < 200 else NullFormatter())
 
 
 def _landings(
@@ -90,4 +101,5 @@ def _landings(
         ends = sorted((goal.sign * min(tenths), goal.sign * (best + 0.02 * (best - min(tenths)))))
         if ends[0] > 0 and ends[1] > 5 * ends[0]:
             axes.set_xscale("log")
+            _plain_ticks(axes.xaxis, ends[1] / ends[0])
         axes.set_xlim(*ends)
