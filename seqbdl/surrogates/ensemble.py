@@ -65,6 +65,11 @@ class EnsembleSurrogate(ParticleSurrogate):
         result = gauss_newton(self._network, rows, targets, noise, self._z, self._z, self.settings)
         return result.z, self._log_weights
 
+    def _forget(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Rows that stay speak for those that go, or the members would follow every new row.
+        kept, outcomes, noise = super()._forget(X, Y, variance)
+        return kept, outcomes, noise * (kept.shape[0] / X.shape[0])
+
     def _targets(self, Y: Tensor, variance: Tensor) -> Tensor:
         if not self.randomize_targets:
             return Y.unsqueeze(0)

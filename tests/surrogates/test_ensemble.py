@@ -97,6 +97,20 @@ def test_memory_is_capped() -> None:
     assert surrogate.train_inputs[0].shape == (120, 2)
 
 
+def test_memory_that_is_capped_keeps_the_information() -> None:
+    """Two hundred rows through a memory of fifty: about as certain as with all of them, and near the same mean."""
+    X, Y = data(200)
+    surrogate = make(randomize_targets=True, memory=50, num_members=500).fit(X[:20], Y[:20])
+    for x, y in zip(X[20:].split(20), Y[20:].split(20), strict=True):
+        surrogate.update(x, y)
+    mean, covariance = regression(X, Y, surrogate)
+    _, fifty = regression(X[:50], Y[:50], surrogate)
+    posterior = surrogate.posterior(X_TEST)
+    assert float((posterior.variance[:, 0] / covariance.diagonal()).log().abs().max()) < 0.3
+    assert float((fifty.diagonal() / covariance.diagonal()).log().min()) > 0.9
+    assert float(((posterior.mean[:, 0] - mean) / covariance.diagonal().sqrt()).abs().max()) < 1.0
+
+
 @pytest.mark.parametrize("n", [6, 12, 7])
 def test_function_draws_take_members_evenly(n: int) -> None:
     X, Y = data()
