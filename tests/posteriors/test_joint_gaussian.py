@@ -78,7 +78,9 @@ def test_conditioning_equals_dense_conditioning(m: int, coupled: bool) -> None:
     surprise = (Y - joint.mean[..., kept:, :]).flatten(-2).unsqueeze(-1)
     mean = joint.mean[..., :kept, :].flatten(-2) + (gain @ surprise).squeeze(-1)
     torch.testing.assert_close(result.mean.flatten(-2), mean, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(dense(result), C[..., :r, :r] - gain @ C[..., r:, :r], rtol=1e-10, atol=1e-10)
+    # A nugget of 1e-9 of the prior variance stays on the diagonal.
+    nugget = 2e-9 * float(C.diagonal(dim1=-2, dim2=-1).max())
+    torch.testing.assert_close(dense(result), C[..., :r, :r] - gain @ C[..., r:, :r], rtol=1e-10, atol=nugget)
     if coupled or m == 1:
         torch.testing.assert_close(joint.gain(2, noise).squeeze(-3), gain, rtol=1e-10, atol=1e-10)
 
@@ -119,6 +121,17 @@ def test_singular_covariances_have_samples() -> None:
     samples = posterior.rsample(torch.Size([8]))
     assert float((samples - samples[:, :1]).abs().max()) < 1e-3
     assert JointGaussian(torch.zeros(4, 1).double(), ones).to_posterior(torch.float32).variance.dtype == torch.float32
+
+
+def test_what_remains_beside_a_point_known_exactly_is_a_covariance() -> None:
+    """Points within rounding of one observed without noise: nothing but rounding error would be left."""
+    x = torch.linspace(0, 1e-4, 6, dtype=torch.float64)
+    K = 100.0 * torch.exp(-0.5 * (x[:, None] - x).square())
+    rest = JointGaussian(torch.zeros(6, 1).double(), K.unsqueeze(0)).condition(
+        torch.zeros(1, 1).double(), torch.zeros(1, 1).double()
+    )
+    assert bool((rest.variance > 0).all())
+    assert bool((torch.linalg.eigvalsh(rest.covariance) > 0).all())
 
 
 @settings(max_examples=20, deadline=None)
