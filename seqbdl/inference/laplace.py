@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
 from seqbdl.networks import Network, Tangents
-from seqbdl.posteriors.joint_gaussian import JointGaussian, safe_cholesky
+from seqbdl.posteriors.joint_gaussian import JointGaussian, remaining, safe_cholesky
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def joint(network: Network, posterior: LaplacePosterior, at_rows: Tangents | Non
     if at_rows is not None:
         cross = network.tangent_kernel(here, at_rows)[0]
         projected = (cross @ posterior.whitener.T).reshape(*batch, q * network.num_outputs, -1)
-        covariance = covariance - projected @ projected.transpose(-1, -2)
+        covariance = remaining(covariance, projected @ projected.transpose(-1, -2))
     return JointGaussian(mean, (covariance / posterior.precision).unsqueeze(-3))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 # Relative to the mean diagonal: far below any noise that matters, far above the rounding of float64.
 JITTER = 1e-10
+_NUGGET = 1e-9  # a standard deviation of 3e-5 of the prior's
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class JointGaussian:
         """
         kept, cross, factor = self._split(Y.shape[-2], noise)
         gain = torch.cholesky_solve(cross, factor)  # batch' x g x r_new x r_kept
-        covariance = kept - cross.transpose(-1, -2) @ gain
+        covariance = remaining(kept, cross.transpose(-1, -2) @ gain)
         residual = self._group(Y - self.mean[..., -Y.shape[-2] :, :])  # batch x g x r_new
         shift = (gain.transpose(-1, -2) @ residual.unsqueeze(-1)).squeeze(-1)
         q = self.num_points - Y.shape[-2]
@@ -135,6 +136,14 @@ class JointGaussian:
             return MultitaskMultivariateNormal(mean, to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
         covariance = to_linear_operator(covariance.expand(*batch, -1, -1, -1))
         return MultitaskMultivariateNormal.from_batch_mvn(MultivariateNormal(mean.transpose(-1, -2), covariance), task_dim=-1)
+
+
+def remaining(prior: Tensor, explained: Tensor) -> Tensor:
+    """``prior - explained``, both ``... x r x r``: a covariance of which data took away nearly all near observed points.
+
+    What is left there is rounding error in proportion to the PRIOR variance, so a share of that is kept on the diagonal.
+    """
+    return prior - explained + torch.diag_embed(_NUGGET * prior.diagonal(dim1=-2, dim2=-1))
 
 
 def group_rows(values: Tensor, covariance: Tensor) -> Tensor:

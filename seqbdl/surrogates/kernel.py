@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.posteriors import kernel_conditioning as conditioning
-from seqbdl.posteriors.joint_gaussian import JointGaussian, safe_cholesky
+from seqbdl.posteriors.joint_gaussian import JointGaussian, remaining, safe_cholesky
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
 
@@ -100,7 +100,7 @@ class KernelSurrogate(GaussianSurrogate):
         cross = self._cross(X)  # batch x m x q x r
         mean = mean + (cross @ state.weights.unsqueeze(-1)).squeeze(-1).transpose(-1, -2)
         projected = cross @ state.whitener.transpose(-1, -2)
-        return JointGaussian(mean, prior - projected @ projected.transpose(-1, -2))
+        return JointGaussian(mean, remaining(prior, projected @ projected.transpose(-1, -2)))
 
     def _cross(self, X: Tensor) -> Tensor:
         """``k(X, basis)``, all points in one matrix product: ``batch x m x q x r``."""
