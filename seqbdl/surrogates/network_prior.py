@@ -107,13 +107,13 @@ class NetworkBuilder:
         variance = scales.noise.expand(self.output_dim) if noise is None else noise.expand_as(Y).mean(0)
         return NetworkPrior(scales, variance.clamp_min(1e-7).clone())
 
-    def build(self, prior: NetworkPrior) -> Network:
-        """The network with the prior's scales inside (a module keeps its own fan-in scales)."""
+    def build(self, prior: NetworkPrior, branches: int = 1) -> Network:
+        """The network with the prior's scales inside (a module keeps its own fan-in scales, and has one branch)."""
         if self._module is not None:
             return self._module
         assert self.widths is not None
         s = prior.scales
-        return MLP(self.widths, s.inputs[0], s.weights[0], s.biases[0], self.output_dim, self.activation)
+        return MLP(self.widths, s.inputs[0], s.weights[0], s.biases[0], self.output_dim, self.activation, branches)
 
 
 def standard_normal(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:
