@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import FantasizeMixin, Model
 from botorch.posteriors.posterior import Posterior
 from botorch.sampling.base import MCSampler
 from gpytorch.distributions import MultivariateNormal
@@ -18,16 +15,16 @@ from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
 from seqbdl._checks import check_data, check_inputs, check_tensor
-from seqbdl.errors import InvalidOptionError, ShapeError, StateError, UnknownNameError
+from seqbdl.errors import InvalidOptionError, ShapeError, UnknownNameError
 from seqbdl.posteriors import FunctionDraws, Prediction
-from seqbdl.serialization import dense, generator_state, is_dense, restore_generator
 from seqbdl.surrogates.scaling import Scaling
+from seqbdl.surrogates.state import SurrogateState
 
 LIKELIHOODS = ("gaussian",)
 Evaluate = Callable[[Tensor], Tensor]
 
 
-class Surrogate(Model, FantasizeMixin):
+class Surrogate(SurrogateState):
     """A posterior over functions that plugs into every loop, and into BoTorch and Ax, as it is.
 
     Subclasses work in inner coordinates (unit-cube inputs, standardized outcomes, float64) and write the hooks at the
@@ -48,22 +45,11 @@ class Surrogate(Model, FantasizeMixin):
         InvalidOptionError: A dimension is not positive, bounds are reversed, or the noise is negative.
     """
 
-    name: ClassVar[str] = ""
     carries: ClassVar[str] = ""
     """What ``update`` carries from the old data to the new posterior."""
     update_tolerance: ClassVar[float] = 0.0
     """By how many standard deviations predictions after ``update(A); update(B)`` may differ from those after ``fit(A
     and B)`` under the same hyperparameters; 0: exact up to rounding."""
-
-    _config: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remembers the options, for :meth:`clone` and for saving."""
-        surrogate = super().__new__(cls)
-        positional = dict(zip(("input_dim", "output_dim", "likelihood"), args, strict=False))
-        options = {key: value for key, value in kwargs.items() if key != "training_data"}
-        object.__setattr__(surrogate, "_config", {**positional, **options})
-        return surrogate
 
     def __init__(
         self,
@@ -149,13 +135,6 @@ class Surrogate(Model, FantasizeMixin):
         self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
         return self
 
-    def _settle(self) -> None:
-        """Lay the state out as loading would: products with transposed storage round differently, and a surrogate that
-        was saved and loaded must answer the same to the last bit."""
-        state = self._get_state()
-        if not is_dense(state):
-            self._set_state(dense(state))
-
     def _known_variances(self, Yvar: Tensor | None, Y: Tensor) -> Tensor:
         if Yvar is not None:
             return Yvar.detach()
@@ -220,11 +199,10 @@ class Surrogate(Model, FantasizeMixin):
             X: ``batch x q x d``.
         """
         with torch.no_grad():
-            latent: Any = self.posterior(X)
-            noise = self.noise_variance.to(X).expand(latent.variance.shape)
-            variance = latent.variance
+            mean, variance = self._marginals(X, observation_noise=False)
+            noise = self.noise_variance.to(X).expand(variance.shape)
             return Prediction(
-                mean=latent.mean,
+                mean=mean,
                 std=(variance + noise).sqrt(),
                 epistemic_std=variance.sqrt(),
                 aleatoric_std=noise.sqrt(),
@@ -233,9 +211,17 @@ class Surrogate(Model, FantasizeMixin):
 
     def _predictive_quantile(self, X: Tensor, p: Tensor) -> Tensor:
         with torch.no_grad():
-            posterior: Any = self.posterior(X, observation_noise=True)
-            z = torch.special.ndtri(p.to(torch.float64)).to(X)
-            return posterior.mean + z * posterior.variance.sqrt()
+            mean, variance = self._marginals(X, observation_noise=True)
+            return mean + torch.special.ndtri(p.to(torch.float64)).to(X) * variance.sqrt()
+
+    def _marginals(self, X: Tensor, observation_noise: bool) -> tuple[Tensor, Tensor]:
+        """Mean and variance, ``batch x q x m``, without the covariance between rows where nothing needs it."""
+        X = check_inputs("X", X, self.input_dim)
+        if self.batch_shape:
+            joint: Any = self.posterior(X, observation_noise=observation_noise)
+            return joint.mean, joint.variance
+        alone: Any = self.posterior(X.unsqueeze(-2), observation_noise=observation_noise)
+        return alone.mean.squeeze(-2), alone.variance.squeeze(-2)
 
     def sample_functions(self, n: int, generator: torch.Generator | None = None) -> FunctionDraws:
         """Draw ``n`` functions of the posterior once; see :class:`FunctionDraws`.
@@ -364,114 +350,6 @@ class Surrogate(Model, FantasizeMixin):
         view._output_indices = chosen
         return view
 
-    def _conditioned_copy(self) -> Self:
-        """A shallow copy that shares every tensor; nothing here is ever changed in place."""
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin._buffers = dict(self._buffers)
-        twin._parameters = dict(self._parameters)
-        return twin
-
-    def _require_whole(self, what: str) -> None:
-        if self._output_indices is not None:
-            raise InvalidOptionError(f"{what} needs all outputs; this is a view by subset_output, use the surrogate it came from")
-        if len(self.batch_shape) > 0 and what in ("fit", "update"):
-            raise InvalidOptionError(f"{what} is not possible for a batch of fantasies; use the surrogate they came from")
-
-    @classmethod
-    def construct_inputs(cls, training_data: Any, **options: Any) -> dict[str, Any]:
-        """Constructor arguments from a BoTorch ``SupervisedDataset`` (Ax calls this), plus any options."""
-        parsed = super().construct_inputs(training_data)
-        X, Y = parsed["train_X"], parsed["train_Y"]
-        given = (X, Y, parsed.get("train_Yvar"))
-        return {"input_dim": X.shape[-1], "output_dim": Y.shape[-1], "training_data": given, **options}
-
-    def fit_training_data(self) -> Self:
-        """Fit the data handed to the constructor, if that was not done yet."""
-        given, self._training_data = self._training_data, None
-        return self if given is None else self.fit(*given)
-
-    # ------------------------------------------------------------------ state
-
-    def clone(self) -> Self:
-        """A new surrogate with the same options and no data."""
-        config = {**self._config}
-        return type(self)(**config)
-
-    def save_state(self) -> dict[str, Any]:
-        """Everything that answers depend on, as a tree for :func:`seqbdl.serialization.save_tree`."""
-        self._require_whole("save_state")
-        return {
-            "name": self.name,
-            "input_dim": self.input_dim,
-            "output_dim": self.output_dim,
-            "generator": generator_state(self.generator),
-            "scaling": dict(self._scaling.__dict__),
-            "X": self._X,
-            "Y": self._Y,
-            "Yvar": self._Yvar,
-            "method": self._get_state(),
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> Self:
-        """Take over a state that :meth:`save_state` of a surrogate of the same name and shape returned.
-
-        Raises:
-            StateError: The state belongs to another surrogate.
-        """
-        for key, own in (("name", self.name), ("input_dim", self.input_dim), ("output_dim", self.output_dim)):
-            if state.get(key) != own:
-                raise StateError(f"the state has {key}={state.get(key)!r}, this surrogate has {own!r}")
-        self.generator = restore_generator(state["generator"])
-        self._scaling = Scaling(**state["scaling"])
-        self._X, self._Y, self._Yvar = state["X"], state["Y"], state["Yvar"]
-        self._set_state(state["method"])
-        return self
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """PyTorch's hook: ``state_dict()`` carries the whole posterior."""
-        return self.save_state()
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """PyTorch's hook: ``load_state_dict()`` restores the whole posterior.
-
-        A surrogate constructed with its own data keeps to them: a posterior of other data is not taken over, or
-        held-out rows would leak into cross-validation.
-        """
-        given = self._training_data
-        if given is None or (_same(state["X"], given[0]) and _same(state["Y"], given[1])):
-            self._training_data = None
-            self.load_state(state)
-        else:
-            self.fit_training_data()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """``.to(device)`` moves the state too; its precision stays float64, answers follow the dtype of ``X``."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-        def move(node: Any) -> Any:
-            if isinstance(node, Tensor):
-                return node.to(fn(node).device) if node.is_floating_point() else node
-            if isinstance(node, dict):
-                return {key: move(value) for key, value in node.items()}
-            if isinstance(node, list):
-                return [move(value) for value in node]
-            return node
-
-        if self._config:
-            state = self.save_state() if self._output_indices is None and not self.batch_shape else None
-            if state is not None:
-                self.load_state(move(state))
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = self._conditioned_copy()
-        memo[id(self)] = twin
-        twin.generator = restore_generator(generator_state(self.generator))
-        twin._config = dict(self._config)
-        twin._scaling = replace(self._scaling)
-        return twin
-
     # ------------------------------------------------------------------ hooks, in inner coordinates
 
     @abstractmethod
@@ -499,18 +377,6 @@ class Surrogate(Model, FantasizeMixin):
     def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
         """``n`` inner functions: ``X: batch x q x d -> n x batch x q x m``."""
 
-    @abstractmethod
-    def _get_state(self) -> dict[str, Any]:
-        """The method's own state as a tree."""
-
-    @abstractmethod
-    def _set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`_get_state`."""
-
     def _log_evidence(self) -> Tensor | None:
         """Log evidence of the inner outcomes, summed over outputs."""
         return None
-
-
-def _same(a: Tensor | None, b: Tensor) -> bool:
-    return a is not None and a.shape == b.shape and torch.equal(a.to(b), b)

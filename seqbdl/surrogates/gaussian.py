@@ -35,6 +35,10 @@ class GaussianSurrogate(Surrogate):
         """``n`` inner functions of the base posterior: ``batch x q x d -> n x batch x q x m``."""
 
     @property
+    def has_fantasies(self) -> bool:
+        return self._extra is not None
+
+    @property
     def batch_shape(self) -> torch.Size:
         return torch.Size([]) if self._extra is None else self._extra[1].shape[:-2]
 

@@ -62,6 +62,10 @@ class ParticleSurrogate(Surrogate):
         )
 
     @property
+    def has_fantasies(self) -> bool:
+        return bool(self._extra)
+
+    @property
     def batch_shape(self) -> torch.Size:
         return self._extra[-1].log_weights.shape[1:] if self._extra else torch.Size([])
 
