@@ -194,14 +194,15 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             middle = curves.median().clip(lower=1e-6)
             style = {"color": colours[method], "linestyle": "--" if method in (BASELINE, RANDOM) else "-"}
             axis.plot(middle.index, middle, label=method, linewidth=1.6, **style)
-            if method == BASELINE:
+            if method == BASELINE:  # its quartiles
                 axis.fill_between(
                     middle.index, curves.quantile(0.25).clip(lower=1e-6), curves.quantile(0.75), alpha=0.15, color=colours[method]
                 )
         axis.axvline(PROBLEMS[problem].initial, color="0.8", zorder=0)
         axis.set(title=problem, xlabel="evaluations", yscale="log")
     axes[0][0].set_ylabel("median simple regret")
-    axes[0][-1].legend(fontsize=7)
+    handles = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label() in methods}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

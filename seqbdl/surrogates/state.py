@@ -17,7 +17,7 @@ from seqbdl.serialization import dense, generator_state, is_dense, restore_gener
 from seqbdl.surrogates.scaling import Scaling
 
 
-class SurrogateState(Model, FantasizeMixin):
+class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two disagree about signatures
     """What a surrogate remembers; its base class adds what it answers."""
 
     name: ClassVar[str] = ""
