@@ -64,7 +64,7 @@ docs: $(VENV)/.seqbdl-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 bench: $(VENV)/.seqbdl-dev
-	$(BIN)/python benchmarks/bayes_opt.py $(BENCH_ARGS)
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit 1; done
 
 # What optional environments need: simulators, and packages that carry measured tables. The latter are only read, never
 # imported, and their own requirements conflict with ours, hence --no-deps.
