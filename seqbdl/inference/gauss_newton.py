@@ -2,7 +2,7 @@
 
 Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2`` over its whitened weights. Linearized at ``z``,
 the minimizer is ``a + J^T (J J^T + D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two
-products with the Jacobian. A Levenberg-Marquardt damping, one per member, keeps every step a descent.
+products with the Jacobian. A short line search, and a Levenberg-Marquardt damping where steps stay short, one per member, keep every step a descent.
 
 With anchors ``a`` drawn from the prior and targets ``y + noise`` drawn around the data, the minimizers of a linear
 network are exact posterior samples after one step (randomize-then-optimize, Bardsley et al. 2014; for networks: Pearce
@@ -20,6 +20,9 @@ from seqbdl.networks import Network
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
 
+_FRACTIONS = (1.0, 0.7, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03)
+
+
 @dataclass(frozen=True)
 class GaussNewtonSettings:
     """Attributes:
@@ -29,7 +32,7 @@ class GaussNewtonSettings:
     """
 
     max_iterations: int = 30
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     damping: float = 0.0
 
 
@@ -86,17 +89,22 @@ def gauss_newton(
         residual = (targets - tangents.values + offset).flatten(1)
         alpha = torch.cholesky_solve(residual.unsqueeze(-1), safe_cholesky(K + torch.diag(rows))).squeeze(-1)
         centre = (anchors + damping[:, None] * z) / soft
-        proposal = centre + network.vjp(tangents, alpha.reshape(S, *noise.shape)) / soft
-        proposed = network.tangents(proposal, X)
-        new_loss = loss_of(proposal, proposed.values)
+        target = centre + network.vjp(tangents, alpha.reshape(S, *noise.shape)) / soft
+        # Along the way to the minimizer of the linearized problem: the best of a few fractions, for forward passes only.
+        fractions = torch.tensor(_FRACTIONS, dtype=z.dtype, device=z.device)
+        candidates = z + fractions[:, None, None] * (target - z)  # fractions x S x P
+        values = network.forward(candidates.flatten(0, 1), X).unflatten(0, (fractions.shape[0], S))
+        losses = loss_of(candidates, values)  # fractions x S
+        losses = torch.where(losses.isfinite(), losses, torch.full_like(losses, torch.inf))
+        new_loss, pick = losses.min(0)
         better = new_loss < loss
         decrease = torch.where(better, loss - new_loss, torch.zeros_like(loss))
-        z = torch.where(better[:, None], proposal, z)
-        if bool(better.all()):
-            tangents = proposed
-        elif bool(better.any()):
-            tangents = network.tangents(z, X)
-        damping = torch.where(better, torch.where(damping < 0.05, torch.zeros_like(damping), damping / 4), 4 * damping + 0.1)
+        chosen = candidates[pick, torch.arange(S, device=z.device)]
+        z = torch.where(better[:, None], chosen, z)
+        tangents = network.tangents(z, X)
+        short = fractions[pick] < 0.1
+        damping = torch.where(better & ~short, damping / 4, 4 * damping + 0.1)
+        damping = torch.where(damping < 0.01, torch.zeros_like(damping), damping)
         done = (better & (decrease <= settings.tolerance * (1 + new_loss.abs()))) | (damping > 1e6)
         loss = torch.where(better, new_loss, loss)
         if bool(done.all()):

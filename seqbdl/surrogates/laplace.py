@@ -56,7 +56,7 @@ class LaplaceSurrogate(GaussianSurrogate):
         prior_precision: float | str | None = None,
         centre: str = "start",
         memory: int = 512,
-        max_iterations: int = 30,
+        max_iterations: int = 60,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

@@ -113,4 +113,5 @@ def test_gradients_in_the_inputs(name: str) -> None:
         posterior = surrogate.posterior(x)
         return posterior.mean.sum() + posterior.variance.sum()
 
-    assert torch.autograd.gradcheck(target, (X[:2].clone().requires_grad_(True),), eps=1e-5, atol=1e-4)
+    # A small step: where the layer norm divides by a small spread, third derivatives are of the order of 1e6.
+    assert torch.autograd.gradcheck(target, (X[:2].clone().requires_grad_(True),), eps=1e-6, atol=1e-4)
