@@ -2,7 +2,8 @@
 
 Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2`` over its whitened weights. Linearized at ``z``,
 the minimizer is ``a + J^T (J J^T + D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two
-products with the Jacobian. A short line search, and a Levenberg-Marquardt damping where steps stay short, one per member, keep every step a descent.
+products with the Jacobian. A short line search, and a Levenberg-Marquardt damping where steps stay short, one per
+member, keep every step a descent.
 
 With anchors ``a`` drawn from the prior and targets ``y + noise`` drawn around the data, the minimizers of a linear
 network are exact posterior samples after one step (randomize-then-optimize, Bardsley et al. 2014; for networks: Pearce
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from seqbdl.networks import Network
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
-
 
 _FRACTIONS = (1.0, 0.7, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03)
 
