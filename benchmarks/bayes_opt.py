@@ -130,7 +130,7 @@ def measure(path: Path, problems: list[str], methods: list[str], seeds: range) -
                 print(f"{problem:26s} {method:24s} seed {seed}: regret {curve[-1][0]:.4g}, {curve[-1][1]:.1f} CPU s", flush=True)
 
 
-def report(path: Path, command: str) -> str:
+def report(path: Path, command: str, note: str = "") -> str:
     """The table, as Markdown, and the picture beside the file."""
     frame = pd.read_csv(path)
     last = frame.loc[frame.groupby(["problem", "method", "seed"])["evaluation"].idxmax()]
@@ -168,6 +168,8 @@ def report(path: Path, command: str) -> str:
                 f"| {method} | {len(own)} | {regret.median():.4g} | {regret.quantile(0.25):.3g} to {regret.quantile(0.75):.3g} "
                 f"| {behind} | {wins} | {cpu:.2f} |"
             )
+    if note:
+        lines += ["", note]
     text = "\n".join(lines) + "\n"
     path.with_suffix(".md").write_text(text)
     draw(frame, path.with_suffix(".png"))
@@ -214,6 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS / "bayes_opt.csv")
+    parser.add_argument("--note", default="", help="a remark to stand below the tables")
     parser.add_argument("--report", action="store_true", help="only write table and picture from the measurements")
     parser.add_argument("--quick", action="store_true", help="a smoke run in a temporary folder")
     options = parser.parse_args(arguments)
@@ -227,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if not options.report:
         measure(options.out, options.problems, options.methods, range(options.seeds))
-    print(report(options.out, f"python benchmarks/bayes_opt.py --seeds {options.seeds}"))
+    print(report(options.out, f"python benchmarks/bayes_opt.py --seeds {options.seeds}", options.note))
 
 
 if __name__ == "__main__":
