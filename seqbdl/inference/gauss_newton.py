@@ -1,8 +1,8 @@
 """Gauss-Newton in the dual: the fit of S networks by N x N algebra, and posterior samples by randomize-then-optimize.
 
-Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2`` over its whitened weights. Linearized at ``z``,
-the minimizer is ``a + J^T (J J^T + D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two
-products with the Jacobian. A short line search, and a Levenberg-Marquardt damping where steps stay short, one per
+Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2``, or the negative log-likelihood of any other
+observation in place of the squares, over its whitened weights. Linearized at ``z``, the minimizer is ``a + J^T (J J^T +
+D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two products with the Jacobian. A short line search, and a Levenberg-Marquardt damping where steps stay short, one per
 member, keep every step a descent.
 
 With anchors ``a`` drawn from the prior and targets ``y + noise`` drawn around the data, the minimizers of a linear
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seqbdl.inference.observations import Observations, Squares
+from seqbdl.likelihoods import apply_root, apply_root_transposed, whiten_both
 from seqbdl.networks import Network
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
@@ -58,7 +60,7 @@ def gauss_newton(
     start: Tensor,
     settings: GaussNewtonSettings = GaussNewtonSettings(),
 ) -> GaussNewtonResult:
-    """Minimize every member's penalized loss.
+    """Minimize every member's penalized squares.
 
     Args:
         network: Over whitened weights.
@@ -69,32 +71,58 @@ def gauss_newton(
         start: ``S x P`` where to begin.
         settings: When to stop.
     """
-    rows = noise.flatten()  # (n m)
-    z = start
-    S = z.shape[0]
-    damping = torch.full((S,), settings.damping, dtype=z.dtype, device=z.device)
+    return minimize(network, X, Squares(targets, noise), anchors, start, settings)
 
-    def loss_of(z: Tensor, values: Tensor) -> Tensor:
-        misfit = ((targets - values).square() / noise).sum((-1, -2))
-        return 0.5 * misfit + 0.5 * (z - anchors).square().sum(-1)
+
+def minimize(
+    network: Network,
+    X: Tensor,
+    observations: Observations,
+    anchors: Tensor,
+    start: Tensor,
+    settings: GaussNewtonSettings = GaussNewtonSettings(),
+    precision: float = 1.0,
+) -> GaussNewtonResult:
+    """Minimize every member's ``misfit(f(z)) + precision / 2 |z - a|^2``, for any likelihood.
+
+    With ``R`` and ``u`` of the observations at the present values, a step solves ``min 1/2 |R^T J (z' - z) - u|^2 +
+    precision / 2 |z' - a|^2``: ``z' = a + J^T R (R^T K R + precision I)^{-1} (u + R^T J (z - a))``, ``K = J J^T``.
+
+    Args:
+        network: Over whitened weights.
+        X: ``n x d`` in the unit cube.
+        observations: Misfit and curvature at the rows of ``X``.
+        anchors: ``S x P`` centres of the quadratic penalty.
+        start: ``S x P`` where to begin.
+        settings: When to stop.
+        precision: Of the penalty.
+    """
+    z = start
+    S, l = z.shape[0], network.num_outputs
+    damping = torch.full((S,), settings.damping, dtype=z.dtype, device=z.device)
+    fractions = torch.tensor(_FRACTIONS, dtype=z.dtype, device=z.device)
+
+    def loss_of(z: Tensor, misfit: Tensor) -> Tensor:
+        return misfit + 0.5 * precision * (z - anchors).square().sum(-1)
 
     tangents = network.tangents(z, X)
-    loss = loss_of(z, tangents.values)
+    loss = loss_of(z, observations.misfit(tangents.values))
     steps = 0
     while steps < settings.max_iterations:
         steps += 1
         soft = (1.0 + damping)[:, None]
-        K = network.tangent_kernel(tangents, tangents) / soft.unsqueeze(-1)
-        offset = network.jvp(tangents, z - anchors) / soft.unsqueeze(-1)  # J (z - c), c = (a + damping z) / (1 + damping)
-        residual = (targets - tangents.values + offset).flatten(1)
-        alpha = torch.cholesky_solve(residual.unsqueeze(-1), safe_cholesky(K + torch.diag(rows))).squeeze(-1)
+        root = observations.root(tangents.values)
+        B = whiten_both(root, network.tangent_kernel(tangents, tangents), l)
+        B.diagonal(dim1=-2, dim2=-1).add_(precision * soft)
         centre = (anchors + damping[:, None] * z) / soft
-        target = centre + network.vjp(tangents, alpha.reshape(S, *noise.shape)) / soft
+        offset = apply_root_transposed(root, network.jvp(tangents, z - centre))
+        residual = (observations.whitened_score(tangents.values) + offset).flatten(1)
+        alpha = torch.cholesky_solve(residual.unsqueeze(-1), safe_cholesky(B)).reshape(S, -1, l)
+        target = centre + network.vjp(tangents, apply_root(root, alpha))
         # Along the way to the minimizer of the linearized problem: the best of a few fractions, for forward passes only.
-        fractions = torch.tensor(_FRACTIONS, dtype=z.dtype, device=z.device)
         candidates = z + fractions[:, None, None] * (target - z)  # fractions x S x P
         values = network.forward(candidates.flatten(0, 1), X).unflatten(0, (fractions.shape[0], S))
-        losses = loss_of(candidates, values)  # fractions x S
+        losses = torch.stack([loss_of(c, observations.misfit(v)) for c, v in zip(candidates, values, strict=True)])
         losses = torch.where(losses.isfinite(), losses, torch.full_like(losses, torch.inf))
         new_loss, pick = losses.min(0)
         better = new_loss < loss

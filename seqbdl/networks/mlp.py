@@ -6,7 +6,7 @@ over layers from Gram matrices of activations and of backward signals, so that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -83,6 +83,43 @@ class MLP(Network):
         w, b = layers[-1]
         values = (h @ w + b).sum(1) / self.branches**0.5  # S x N x m
         return values.unflatten(1, X.shape[:-1])
+
+    def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        layers = self._layers(z)
+        acts, pres = [self._first(X)], []
+        for w, b in layers[:-1]:
+            pres.append(torch.baddbmm(b.flatten(0, 1), acts[-1].expand(*w.shape[:2], -1, -1).flatten(0, 1), w.flatten(0, 1)))
+            acts.append(activate(pres[-1], self.activation).unflatten(0, w.shape[:2]))
+        w, b = layers[-1]
+        values = (acts[-1] @ w + b).sum(1) / self.branches**0.5
+
+        def back(cotangent: Tensor) -> Tensor:
+            signal = (cotangent / self.branches**0.5).unsqueeze(1).expand(-1, self.branches, -1, -1)  # S x K x N x m
+            pieces: list[Tensor] = []
+            for layer in range(len(layers) - 1, -1, -1):
+                weights = self._weight_scale[layer] * (acts[layer].transpose(-1, -2) @ signal)
+                pieces = [weights.flatten(-2), self._bias_scale[layer] * signal.sum(-2), *pieces]
+                if layer > 0:
+                    slope = activation_slope(pres[layer - 1], self.activation).unflatten(0, signal.shape[:2])
+                    signal = (signal @ layers[layer][0].transpose(-1, -2)) * slope
+            return torch.cat(pieces, -1).flatten(1)
+
+        return values, back
+
+    @property
+    def num_units(self) -> int:
+        return self.branches * sum(self.widths)
+
+    def input_masks(self, keep: Tensor) -> Tensor:
+        S = keep.shape[0]
+        keep = keep.unflatten(-1, (self.branches, -1))
+        first = keep.new_ones(S, self.branches, (self.input_dim + 1) * self.widths[0])
+        pieces, offset = [first], 0
+        for fan_in, out in zip(self.sizes[1:-1], self.sizes[2:], strict=True):
+            rows = keep[..., offset : offset + fan_in].unsqueeze(-1).expand(-1, -1, -1, out).flatten(-2)
+            pieces += [rows, keep.new_ones(S, self.branches, out)]
+            offset += fan_in
+        return torch.cat(pieces, -1).flatten(1)
 
     def hidden(self, z: Tensor, X: Tensor) -> Tensor:
         h = self._first(X)

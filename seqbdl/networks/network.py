@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from seqbdl.errors import InvalidOptionError
 
 
 class Network(ABC):
@@ -24,6 +27,40 @@ class Network(ABC):
     @abstractmethod
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
         """Values, ``S x batch x q x m``."""
+
+    def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Values ``S x N x m``, and a function from cotangents ``S x N x m`` to gradients ``S x P``.
+
+        One forward and one backward pass, for the gradient of a loss; nothing of it is differentiable again.
+
+        Args:
+            z: ``S x P``.
+            X: ``N x d``.
+        """
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_(True)
+            values = self.forward(leaf, X)
+
+        def back(cotangent: Tensor) -> Tensor:
+            return torch.autograd.grad(values, leaf, cotangent, retain_graph=True)[0]
+
+        return values.detach(), back
+
+    def input_masks(self, keep: Tensor) -> Tensor:
+        """Factors on whitened weights that switch units off: a unit is off when every weight that leaves it is zero.
+
+        Args:
+            keep: ``S x U`` factors of the ``U`` units (see :attr:`num_units`): hidden units, first layer first.
+
+        Raises:
+            InvalidOptionError: The network has no units to switch off.
+        """
+        raise InvalidOptionError("this network has no hidden units that masks could switch off")
+
+    @property
+    def num_units(self) -> int:
+        """``U``, units that :meth:`input_masks` can switch off."""
+        return 0
 
     @abstractmethod
     def tangents(self, z: Tensor, X: Tensor) -> Tangents:

@@ -1,0 +1,124 @@
+"""What ties the outputs of networks to data at fixed rows: misfits with their curvature in root form.
+
+``misfit(f)`` is what the rows contribute to a loss; ``root`` and ``whitened_score`` are ``R`` and ``u`` with ``R R^T`` the
+(generalized Gauss-Newton) curvature in ``f`` and ``-R u`` the gradient of the misfit, see :mod:`seqbdl.likelihoods`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from seqbdl.likelihoods import Likelihood, apply_root_transposed
+
+
+class Observations(Protocol):
+    """Rows that pull the outputs ``f: S x n x l`` of ``S`` networks."""
+
+    def misfit(self, f: Tensor) -> Tensor:
+        """``S``."""
+
+    def root(self, f: Tensor) -> Tensor:
+        """``S x n x l``, or ``S x n x l x l``."""
+
+    def whitened_score(self, f: Tensor) -> Tensor:
+        """``S x n x l``."""
+
+
+@dataclass(frozen=True)
+class Squares:
+    """``1/2 sum (y - f)^2 / noise``.
+
+    Attributes:
+        targets: ``S x n x l`` (or ``1 x n x l``).
+        noise: ``n x l``.
+    """
+
+    targets: Tensor
+    noise: Tensor
+
+    def misfit(self, f: Tensor) -> Tensor:
+        return 0.5 * ((self.targets - f).square() / self.noise).sum((-1, -2))
+
+    def root(self, f: Tensor) -> Tensor:
+        return self.noise.rsqrt().expand_as(f)
+
+    def whitened_score(self, f: Tensor) -> Tensor:
+        return (self.targets - f) * self.noise.rsqrt()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """``-sum log p(y | f)``.
+
+    Attributes:
+        likelihood: Of an observation.
+        Y: ``n x t`` (or ``S x n x t``).
+        noise: ``n x m``.
+    """
+
+    likelihood: Likelihood
+    Y: Tensor
+    noise: Tensor
+
+    def misfit(self, f: Tensor) -> Tensor:
+        return -self.likelihood.log_prob(f, self.Y, self.noise).sum(-1)
+
+    def root(self, f: Tensor) -> Tensor:
+        return self.likelihood.root(f, self.noise)
+
+    def whitened_score(self, f: Tensor) -> Tensor:
+        return self.likelihood.whitened_score(f, self.Y, self.noise)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """``1/2 |R^T (f - g)|^2``: every network keeps the values that it had, as firmly as the data there once demanded.
+
+    Attributes:
+        values: ``S x n x l``, ``g``.
+        fixed_root: ``S x n x l`` or ``S x n x l x l``.
+    """
+
+    values: Tensor
+    fixed_root: Tensor
+
+    def misfit(self, f: Tensor) -> Tensor:
+        return 0.5 * self.whitened_score(f).square().sum((-1, -2))
+
+    def root(self, f: Tensor) -> Tensor:
+        return self.fixed_root.expand(f.shape[0], *self.fixed_root.shape[1:])
+
+    def whitened_score(self, f: Tensor) -> Tensor:
+        return apply_root_transposed(self.root(f), self.values - f)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Rows of one kind followed by rows of another.
+
+    Attributes:
+        first: The first ``split`` rows.
+        second: The others.
+        split: How many.
+    """
+
+    first: Observations
+    second: Observations
+    split: int
+
+    def misfit(self, f: Tensor) -> Tensor:
+        return self.first.misfit(f[..., : self.split, :]) + self.second.misfit(f[..., self.split :, :])
+
+    def root(self, f: Tensor) -> Tensor:
+        roots = [self.first.root(f[..., : self.split, :]), self.second.root(f[..., self.split :, :])]
+        if roots[0].dim() != roots[1].dim():  # a diagonal beside blocks
+            roots = [torch.diag_embed(r) if r.dim() == f.dim() else r for r in roots]
+        return torch.cat(roots, 1)
+
+    def whitened_score(self, f: Tensor) -> Tensor:
+        scores = [self.first.whitened_score(f[..., : self.split, :]), self.second.whitened_score(f[..., self.split :, :])]
+        return torch.cat(scores, -2)
