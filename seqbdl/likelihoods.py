@@ -41,7 +41,7 @@ class Likelihood(ABC):
         """``t``, columns of ``Y``."""
         return output_dim
 
-    def check_targets(self, Y: Tensor, output_dim: int) -> None:
+    def check_targets(self, Y: Tensor, output_dim: int) -> None:  # noqa: B027 - any finite number is an outcome
         """Refuse targets out of range.
 
         Args:
@@ -198,12 +198,12 @@ class Categorical(Likelihood):
     def check_targets(self, Y: Tensor, output_dim: int) -> None:
         if output_dim < 2:
             raise InvalidOptionError(f"output_dim={output_dim} is the number of classes; the categorical likelihood needs 2")
-        bad = (Y < 0) | (Y >= output_dim) | (Y != Y.round())
+        bad = (Y < 0) | (output_dim <= Y) | (Y.round() != Y)
         _refuse(Y, bad, f"is no class index; with output_dim={output_dim} classes are 0 to {output_dim - 1}")
 
     def _one_hot(self, f: Tensor, Y: Tensor) -> Tensor:
         classes = torch.arange(f.shape[-1], device=f.device, dtype=f.dtype)
-        return (Y == classes).to(f)
+        return (classes == Y).to(f)
 
     def log_prob(self, f: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
         return (self._one_hot(f, Y) * f.log_softmax(-1)).sum(-1)
@@ -238,7 +238,7 @@ class Poisson(Likelihood):
     name = "poisson"
 
     def check_targets(self, Y: Tensor, output_dim: int) -> None:
-        _refuse(Y, (Y < 0) | (Y != Y.round()), "is no count; the poisson likelihood takes whole numbers from 0 on")
+        _refuse(Y, (Y < 0) | (Y.round() != Y), "is no count; the poisson likelihood takes whole numbers from 0 on")
 
     def log_prob(self, f: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
         return (Y * f - f.exp() - torch.lgamma(Y + 1)).sum(-1)

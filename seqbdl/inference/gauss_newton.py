@@ -2,8 +2,8 @@
 
 Each member minimizes ``1/2 sum (y - f(z))^2 / noise + 1/2 |z - a|^2``, or the negative log-likelihood of any other
 observation in place of the squares, over its whitened weights. Linearized at ``z``, the minimizer is ``a + J^T (J J^T +
-D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two products with the Jacobian. A short line search, and a Levenberg-Marquardt damping where steps stay short, one per
-member, keep every step a descent.
+D)^{-1} (y - f + J (z - a))``: one Cholesky factor of the tangent kernel and two products with the Jacobian. A short
+line search, and a Levenberg-Marquardt damping where steps stay short, one per member, keep every step a descent.
 
 With anchors ``a`` drawn from the prior and targets ``y + noise`` drawn around the data, the minimizers of a linear
 network are exact posterior samples after one step (randomize-then-optimize, Bardsley et al. 2014; for networks: Pearce
@@ -98,7 +98,7 @@ def minimize(
         precision: Of the penalty.
     """
     z = start
-    S, l = z.shape[0], network.num_outputs
+    S, num_latents = z.shape[0], network.num_outputs
     damping = torch.full((S,), settings.damping, dtype=z.dtype, device=z.device)
     fractions = torch.tensor(_FRACTIONS, dtype=z.dtype, device=z.device)
 
@@ -112,12 +112,12 @@ def minimize(
         steps += 1
         soft = (1.0 + damping)[:, None]
         root = observations.root(tangents.values)
-        B = whiten_both(root, network.tangent_kernel(tangents, tangents), l)
+        B = whiten_both(root, network.tangent_kernel(tangents, tangents), num_latents)
         B.diagonal(dim1=-2, dim2=-1).add_(precision * soft)
         centre = (anchors + damping[:, None] * z) / soft
         offset = apply_root_transposed(root, network.jvp(tangents, z - centre))
         residual = (observations.whitened_score(tangents.values) + offset).flatten(1)
-        alpha = torch.cholesky_solve(residual.unsqueeze(-1), safe_cholesky(B)).reshape(S, -1, l)
+        alpha = torch.cholesky_solve(residual.unsqueeze(-1), safe_cholesky(B)).reshape(S, -1, num_latents)
         target = centre + network.vjp(tangents, apply_root(root, alpha))
         # Along the way to the minimizer of the linearized problem: the best of a few fractions, for forward passes only.
         candidates = z + fractions[:, None, None] * (target - z)  # fractions x S x P

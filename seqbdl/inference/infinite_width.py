@@ -25,6 +25,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from seqbdl.errors import UnknownNameError
+from seqbdl.likelihoods import Likelihood
 from seqbdl.networks.activations import ACTIVATIONS, LEAK, activate, centred
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
@@ -179,11 +180,12 @@ def learn_scales(
             torch.full_like(centre.noise, math.exp(1.0)),
         )
     )
-    targets = Y.T.unsqueeze(-1) if not shared else Y.T.unsqueeze(0).transpose(-1, -2)  # g x n x (1 or m)
-    known = None
-    if noise is not None:
-        rows = noise.expand_as(Y).T
-        known = rows.mean(0, keepdim=True) if shared else rows
+    known = None if noise is None else noise.expand_as(Y).T  # m x n
+    if shared and (known is None or bool((known == known[:1]).all())):
+        targets = Y.unsqueeze(0)  # 1 x n x m: one factor serves all outputs
+        known = None if known is None else known[:1]
+    else:
+        targets = Y.T.unsqueeze(-1)  # m x n x 1
     lower = math.log(_NOISE_FLOOR)
 
     def objective(theta: Tensor) -> Tensor:
@@ -219,8 +221,69 @@ def learn_scales(
     scales = _unpack(torch.from_numpy(result.x).to(X), centre)
     constant = -0.5 * math.log(2 * math.pi) * Y.numel()
     if known is not None:
-        scales = replace(scales, noise=known.mean(-1))
+        scales = replace(scales, noise=known.mean().expand(groups).clone() if shared else known.mean(-1))
     return scales, constant - float(result.fun)
+
+
+def learn_scales_of_latents(
+    X: Tensor,
+    Y: Tensor,
+    likelihood: Likelihood,
+    num_latents: int,
+    *,
+    depth: int = 2,
+    activation: str = "erf",
+    tangent: bool = False,
+    start: WidthScales | None = None,
+    rounds: int = 3,
+    max_rows: int = 300,
+) -> WidthScales:
+    """Scales for a likelihood that is not Gaussian, by its Laplace approximation.
+
+    Around the mode of the latent process every row is worth a Gaussian observation ``f + g / L`` of variance ``1 / L``
+    (``g`` and ``L``: gradient and curvature of the log-likelihood; couplings between the outputs of a row are left out, as
+    in one-against-the-rest classification). The evidence of these observations sets the scales, which move the mode, and
+    so on (Rasmussen and Williams 2006, section 3.4).
+
+    Args:
+        X: ``n x d`` in the unit cube.
+        Y: ``n x t`` targets.
+        likelihood: Of an observation.
+        num_latents: ``l``.
+        depth: Hidden layers.
+        activation: One of :data:`ACTIVATIONS`.
+        tangent: Use the tangent kernel.
+        start: Where to begin (warm start).
+        rounds: Alternations.
+        max_rows: Rows that are looked at: the first so many.
+    """
+    X, Y = X[:max_rows], Y[:max_rows]
+    scales = default_scales(X.shape[1], depth, 1).to(X) if start is None else start.to(X)
+    none = X.new_ones(1, num_latents)
+    f = X.new_zeros(X.shape[0], num_latents)
+    for _ in range(rounds):
+        with torch.no_grad():
+            K = kernel(scales, X, X, activation, tangent)[0]
+            for _ in range(8):  # Newton, the outputs apart from each other
+                pseudo, variance = _site(f, Y, likelihood, none)
+                factor = safe_cholesky(K + torch.diag_embed(variance.T))  # l x n x n
+                new = (K @ torch.cholesky_solve(pseudo.T.unsqueeze(-1), factor)).squeeze(-1).T
+                change, f = (new - f).abs().max(), f + (new - f).clamp(-4.0, 4.0)
+                if change < 1e-3:
+                    break
+            pseudo, variance = _site(f, Y, likelihood, none)
+        scales, _ = learn_scales(
+            X, pseudo, variance, depth=depth, activation=activation, shared=True, tangent=tangent, start=scales, max_iterations=15
+        )
+    return replace(scales, noise=default_scales(X.shape[1], depth, 1).to(X).noise)
+
+
+def _site(f: Tensor, Y: Tensor, likelihood: Likelihood, none: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gaussian observation that a row is worth around ``f``, and its variance, ``n x l`` both."""
+    root = likelihood.root(f, none)
+    curvature = root.square() if root.dim() == f.dim() else root.square().sum(-1)  # the diagonal of R R^T
+    curvature = curvature.clamp_min(1e-6)  # saturated labels say nothing; their pseudo-observations stay finite
+    return f + likelihood.score(f, Y, none) / curvature, 1.0 / curvature
 
 
 def _pack(scales: WidthScales) -> Tensor:

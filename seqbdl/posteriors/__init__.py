@@ -2,7 +2,7 @@
 
 from seqbdl.posteriors.function_draws import FunctionDraws
 from seqbdl.posteriors.joint_gaussian import JointGaussian
-from seqbdl.posteriors.particle_update import ParticleUpdate, condition_particles
+from seqbdl.posteriors.particle_update import ParticleUpdate, condition_particles, reweight_particles
 from seqbdl.posteriors.particles import ParticlePosterior
 from seqbdl.posteriors.prediction import Prediction
 
@@ -13,4 +13,5 @@ __all__ = [
     "ParticleUpdate",
     "Prediction",
     "condition_particles",
+    "reweight_particles",
 ]

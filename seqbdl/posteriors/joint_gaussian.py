@@ -78,6 +78,37 @@ class JointGaussian:
         rows = torch.tensor([p * m + o for p in range(self.num_points) for o in outputs], device=mean.device)
         return JointGaussian(mean, self.covariance[..., rows, :][..., rows])
 
+    def as_coupled(self) -> JointGaussian:
+        """The same distribution with its covariance written as one group."""
+        m, q = self.num_outputs, self.num_points
+        if self.covariance.shape[-3] == 1:
+            return self
+        blocks = torch.diag_embed(self.covariance.movedim(-3, -1))  # batch x q x q x m x m
+        return JointGaussian(self.mean, blocks.transpose(-3, -2).reshape(*blocks.shape[:-4], 1, q * m, q * m))
+
+    def observed_through(self, root: Tensor) -> JointGaussian:
+        """The same, with ``R^T f`` in place of ``f`` at the LAST ``n'`` points: a likelihood's curvature ``R R^T`` is what
+        observing these with unit noise says.
+
+        Args:
+            root: ``batch x n' x m x m``.
+        """
+        base = self.as_coupled()
+        kept = (self.num_points - root.shape[-3]) * self.num_outputs
+        batch = torch.broadcast_shapes(self.mean.shape[:-2], base.covariance.shape[:-3], root.shape[:-3])
+        seen = (root.transpose(-1, -2) @ self.mean[..., -root.shape[-3] :, :, None]).squeeze(-1)
+        old = self.mean[..., : -root.shape[-3], :].expand(*batch, -1, -1)
+        mean = torch.cat([old, seen.expand(*batch, -1, -1)], -2)
+
+        def through(matrix: Tensor) -> Tensor:  # R^T on the last rows
+            top, bottom = matrix[..., :kept, :], matrix[..., kept:, :]
+            blocks = root.transpose(-1, -2) @ bottom.unflatten(-2, root.shape[-3:-1])
+            blocks = blocks.flatten(-3, -2)
+            return torch.cat([top.expand(*blocks.shape[:-2], -1, -1), blocks], -2)
+
+        covariance = through(through(base.covariance.squeeze(-3)).transpose(-1, -2)).transpose(-1, -2)
+        return JointGaussian(mean, covariance.unsqueeze(-3))
+
     def condition(self, Y: Tensor, noise: Tensor) -> JointGaussian:
         """Condition on noisy observations of the LAST ``n'`` points; the distribution of the points before them
         remains.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seqbdl.likelihoods import Likelihood
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
 
@@ -95,6 +96,21 @@ def condition_particles(
         mix = torch.einsum("t...,t...r,...rs->st...", w, deviations, solved)
         mix = torch.where(share < 1.0, mix, torch.zeros_like(mix))
     return ParticleUpdate(share * log_likelihood, mix, w.expand(S, *batch))
+
+
+def reweight_particles(values: Tensor, log_weights: Tensor, Y: Tensor, likelihood: Likelihood) -> ParticleUpdate:
+    """Re-weight by the likelihood of labels or counts, which say too little for weights to degenerate fast.
+
+    Args:
+        values: ``S x batch x n' x l`` latent values at the new points.
+        log_weights: ``S x batch'`` current log-weights (right-aligned with ``batch``).
+        Y: ``batch'' x n' x t`` labels; ``batch`` must broadcast to it.
+        likelihood: Of an observation, without noise.
+    """
+    batch = torch.broadcast_shapes(values.shape[1:-2], Y.shape[:-2], log_weights.shape[1:])
+    log_likelihood = likelihood.log_prob(_lead(values, batch, 1, 2), Y, values.new_ones(1)).sum(-1)  # S x batch
+    weights = (_lead(log_weights, batch, 1, 0) + log_likelihood).softmax(0)
+    return ParticleUpdate(log_likelihood, None, weights)
 
 
 def _tempering(log_weights: Tensor, log_likelihood: Tensor, min_ess: float) -> Tensor:

@@ -11,13 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predictive distribution per row, in the units of ``Y``.
+    """A predictive distribution of an observation per row, in the units of ``Y``.
+
+    Of classes, the mean is the probability and the two deviations are those of the 0-1 indicator of the class.
 
     Attributes:
         mean: ``batch x q x m``.
         std: ``batch x q x m``, of an observation: the two parts below, in quadrature.
         epistemic_std: ``batch x q x m``, of the latent function: what more data would remove.
         aleatoric_std: ``batch x q x m``, of the noise: what more data would not remove.
+        probs: Class probabilities ``batch x q x C``, of classes only (Bernoulli: ``C = 2``; with several outputs ``batch x
+            q x m x 2``).
     """
 
     mean: Tensor
@@ -25,6 +29,7 @@ class Prediction:
     epistemic_std: Tensor
     aleatoric_std: Tensor
     _quantile: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    probs: Tensor | None = None
 
     def quantile(self, p: float) -> Tensor:
         """The ``p``-quantile of an observation, ``batch x q x m``.

@@ -15,12 +15,14 @@ from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
 from seqbdl._checks import check_data, check_inputs, check_tensor
-from seqbdl.errors import InvalidOptionError, ShapeError, UnknownNameError
+from seqbdl.errors import InvalidOptionError, ShapeError
+from seqbdl.likelihoods import get_likelihood
 from seqbdl.posteriors import FunctionDraws, Prediction
+from seqbdl.serialization import generator_state, restore_generator
+from seqbdl.surrogates.observing import predict_observations
 from seqbdl.surrogates.scaling import Scaling
 from seqbdl.surrogates.state import SurrogateState
 
-LIKELIHOODS = ("gaussian",)
 Evaluate = Callable[[Tensor], Tensor]
 
 
@@ -32,8 +34,8 @@ class Surrogate(SurrogateState):
 
     Args:
         input_dim: ``d``, columns of ``X``.
-        output_dim: ``m``, columns of ``Y``.
-        likelihood: ``"gaussian"``.
+        output_dim: ``m``: columns of ``Y``; of the categorical likelihood the number of classes, ``Y`` has one column.
+        likelihood: ``"gaussian"``, or another of :attr:`likelihoods`.
         bounds: ``2 x d`` lower and upper bounds that map inputs to the unit cube; ``None``: the range of the data.
         noise: Known variance of the observation noise, in squared units of ``Y``; ``None``: learned.
         seed: Seeds the surrogate's own generator. The global generator is never used.
@@ -42,8 +44,12 @@ class Surrogate(SurrogateState):
 
     Raises:
         UnknownNameError: The likelihood does not exist.
-        InvalidOptionError: A dimension is not positive, bounds are reversed, or the noise is negative.
+        InvalidOptionError: A dimension is not positive, bounds are reversed, the noise is negative, or the method does not
+            support the likelihood.
     """
+
+    likelihoods: ClassVar[tuple[str, ...]] = ("gaussian",)
+    """Names of the likelihoods that the method supports."""
 
     carries: ClassVar[str] = ""
     """What ``update`` carries from the old data to the new posterior."""
@@ -63,18 +69,25 @@ class Surrogate(SurrogateState):
         training_data: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> None:
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise UnknownNameError("likelihood", likelihood, list(LIKELIHOODS))
+        self._lik = get_likelihood(likelihood)
+        if likelihood not in self.likelihoods:
+            raise InvalidOptionError(f"likelihood={likelihood!r}: {self.name!r} supports {', '.join(self.likelihoods)}")
         if input_dim < 1 or output_dim < 1:
             raise InvalidOptionError(f"input_dim={input_dim} and output_dim={output_dim} must be at least 1")
         if noise is not None and not (noise >= 0.0):
             raise InvalidOptionError(f"noise={noise} is a variance; it must be at least 0, or None to learn it")
+        if noise is not None and not self._lik.has_noise:
+            raise InvalidOptionError(f"noise={noise}: the {likelihood} likelihood has no noise variance; leave it out")
+        if likelihood == "categorical" and output_dim < 2:
+            raise InvalidOptionError(f"output_dim={output_dim} is the number of classes; the categorical likelihood needs 2")
         if bounds is not None:
             bounds = torch.as_tensor(bounds, dtype=torch.float64)
             if bounds.shape != (2, input_dim) or not bool((bounds[1] > bounds[0]).all()):
                 raise InvalidOptionError("bounds must be 2 x input_dim with every lower bound below its upper bound")
         self.input_dim = input_dim
         self.output_dim = output_dim
+        self.num_latents = self._lik.num_latents(output_dim)
+        self.num_targets = self._lik.num_targets(output_dim)
         self.fixed_noise = noise
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
@@ -94,18 +107,19 @@ class Surrogate(SurrogateState):
 
         Args:
             X: ``n x d``.
-            Y: ``n x m``.
+            Y: ``n x m``; class indices ``n x 1`` under the categorical likelihood.
             Yvar: ``n x m`` known noise variances, in squared units of ``Y``.
 
         Raises:
             ShapeError: Rows or columns do not match.
-            InvalidDataError: NaN, infinite values or negative variances.
+            InvalidDataError: NaN, infinite values, negative variances, or labels out of range.
         """
         self._require_whole("fit")
-        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.output_dim)
+        X, Y, Yvar = self._check_data(X, Y, Yvar)
         X, Y = X.detach(), Y.detach()
         bounds = None if self._bounds is None else self._bounds.to(X.device)
-        self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), bounds)
+        as_they_are = None if self._lik.has_noise else self.output_dim
+        self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), bounds, as_they_are)
         self._X, self._Y, self._Yvar = X, Y, None if Yvar is None else Yvar.detach()
         with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
             self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
@@ -123,7 +137,7 @@ class Surrogate(SurrogateState):
             Yvar: ``n x m`` known noise variances.
         """
         self._require_whole("update")
-        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.output_dim)
+        X, Y, Yvar = self._check_data(X, Y, Yvar)
         if self._X is None or self._Y is None:
             return self.fit(X, Y, Yvar)
         X, Y = X.detach().to(self._X), Y.detach().to(self._Y)
@@ -134,6 +148,13 @@ class Surrogate(SurrogateState):
             self._Yvar = torch.cat([old, self._known_variances(Yvar, Y).to(old)])
         self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
         return self
+
+    def _check_data(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.num_targets)
+        if Yvar is not None and not self._lik.has_noise:
+            raise InvalidOptionError(f"Yvar: the {self._lik.name} likelihood has no noise variance; leave it out")
+        self._lik.check_targets(Y, self.output_dim)
+        return X, Y, Yvar
 
     def _known_variances(self, Yvar: Tensor | None, Y: Tensor) -> Tensor:
         if Yvar is not None:
@@ -174,11 +195,17 @@ class Surrogate(SurrogateState):
         if X.shape[-2] == 0:
             raise ShapeError("X has no points (q = 0); ask for at least one")
         noise: Tensor | None = None
+        if observation_noise is not False and not self._lik.has_noise:
+            raise InvalidOptionError(
+                f"observation_noise: the posterior speaks of the latent function, and {self._lik.name} observations are not "
+                "that plus noise; read predict(X)"
+            )
         if isinstance(observation_noise, Tensor):
             noise = observation_noise
         elif observation_noise:
             noise = self._all_noise_variance.reshape(1, -1)
-        posterior = self._posterior(X, self._resolve_outputs(output_indices, noise), noise)
+        varying = observation_noise is True and self._lik.name == "heteroscedastic"
+        posterior = self._posterior(X, self._resolve_outputs(output_indices, noise), None if varying else noise, varying)
         if posterior_transform is not None:
             return posterior_transform(posterior=posterior, X=X)
         return posterior
@@ -199,6 +226,14 @@ class Surrogate(SurrogateState):
             X: ``batch x q x d``.
         """
         with torch.no_grad():
+            if self._lik.name != "gaussian":
+                X = check_inputs("X", X, self.input_dim)
+                scaling = self._scaling
+                latents, weights = self._latent_samples(scaling.inputs(X))
+                noise, outputs = self._noise(), self._output_indices
+                return predict_observations(
+                    self._lik, latents, weights, noise, scaling.y_mean, scaling.y_std, outputs, X.dtype, self.seed
+                )
             mean, variance = self._marginals(X, observation_noise=False)
             noise = self.noise_variance.to(X).expand(variance.shape)
             return Prediction(
@@ -236,14 +271,38 @@ class Surrogate(SurrogateState):
         if n < 1:
             raise InvalidOptionError(f"n={n}; draw at least one function")
         inner = self._draw(n, self.generator if generator is None else generator)
-        scaling, outputs = self._scaling, self._output_indices
+        scaling, outputs, m = self._scaling, self._output_indices, self.output_dim
 
         def evaluate(X: Tensor) -> Tensor:
             X = check_inputs("X", X, self.input_dim)
-            values = scaling.y_mean + scaling.y_std * inner(scaling.inputs(X))
+            values = scaling.y_mean + scaling.y_std * inner(scaling.inputs(X))[..., :m]
             return (values if outputs is None else values[..., outputs]).to(X.dtype)
 
         return FunctionDraws(evaluate, n, self.num_outputs)
+
+    def log_probs(self, X: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Class log-probabilities under ``n`` function draws: what scores of joint predictions need.
+
+        The generator is read, not advanced: under one state every ``X`` sees the same ``n`` functions.
+
+        Args:
+            X: ``batch x q x d``.
+            n: How many functions.
+            generator: Where randomness comes from; the surrogate's own generator by default.
+
+        Returns:
+            ``n x batch x q x C`` (Bernoulli: ``C = 2``, class 0 first; with several outputs ``n x batch x q x m x 2``).
+
+        Raises:
+            InvalidOptionError: The likelihood has no classes, or this is a view of some outputs.
+        """
+        if not self._lik.is_discrete:
+            raise InvalidOptionError(f"log_probs: the {self._lik.name} likelihood has no classes; read predict(X)")
+        if self._output_indices is not None:
+            raise InvalidOptionError("log_probs needs all outputs; this is a view of some; use the surrogate it came from")
+        source = self.generator if generator is None else generator
+        draws = self.sample_functions(n, restore_generator(generator_state(source)))
+        return self._lik.class_log_probs(draws(X))
 
     def log_evidence(self) -> float | None:
         """Log marginal likelihood of the data in the units of ``Y``, where the method defines one; else ``None``."""
@@ -282,7 +341,8 @@ class Surrogate(SurrogateState):
 
     @property
     def likelihood(self) -> GaussianLikelihood:
-        """A GPyTorch likelihood with the learned noise variance, for code that reads it."""
+        """A GPyTorch likelihood with the learned noise variance, for code that reads it (it is Gaussian: of other
+        likelihoods GPyTorch's counterpart would not be what was fitted)."""
         likelihood = GaussianLikelihood().to(self._scaling.y_std)
         likelihood.noise = self.noise_variance.mean().clamp_min(1e-4)
         return likelihood
@@ -311,10 +371,16 @@ class Surrogate(SurrogateState):
         """
         X = check_inputs("X", X, self.input_dim)
         Y = check_tensor("Y", Y)
-        if Y.shape[-2:] != (X.shape[-2], self.num_outputs):
-            raise ShapeError(f"Y has shape {tuple(Y.shape)}; it needs batch x {X.shape[-2]} x {self.num_outputs}, the rows of X")
+        columns = self.num_outputs if self._lik.has_noise or self.num_targets == self.output_dim else self.num_targets
+        if Y.shape[-2:] != (X.shape[-2], columns):
+            raise ShapeError(f"Y has shape {tuple(Y.shape)}; it needs batch x {X.shape[-2]} x {columns}, the rows of X")
         if X.shape[-2] == 0:
             return self._conditioned_copy()
+        if self._lik.name != "gaussian" and noise is None:
+            if self._output_indices is not None:
+                raise InvalidOptionError("a view of some outputs cannot be conditioned; use the surrogate it came from")
+            self._lik.check_targets(Y.flatten(0, -2), self.output_dim)
+            return self._condition(self._scaling.inputs(X), self._scaling.outcomes(Y), None)
         variance = self.noise_variance.expand(1, -1) if noise is None else check_tensor("noise", noise)
         if self._output_indices is not None:
             Y, variance = self._in_all_outputs(Y, variance.to(Y))
@@ -340,6 +406,10 @@ class Surrogate(SurrogateState):
         """
         if X.shape[-2] == 0:
             return self._conditioned_copy()
+        if not self._lik.has_noise:
+            latents = sampler(self.posterior(X)).detach()
+            labels = self._lik.sample(latents, latents.new_ones(1), torch.Generator().manual_seed(self.seed))
+            return self.condition_on_observations(X, labels)
         posterior = self.posterior(X, observation_noise=True if observation_noise is None else observation_noise)
         return self.condition_on_observations(X, sampler(posterior), noise=observation_noise)
 
@@ -366,16 +436,23 @@ class Surrogate(SurrogateState):
         """Inner noise variance per output, ``m``."""
 
     @abstractmethod
-    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None) -> Posterior:
-        """The posterior at user's ``X: batch x q x d`` plus ``noise`` variances in squared units of ``Y``."""
+    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None, varying: bool = False) -> Posterior:
+        """The posterior at user's ``X: batch x q x d`` plus ``noise`` variances in squared units of ``Y``; ``varying``: plus
+        the noise that the heteroscedastic likelihood predicts there."""
 
     @abstractmethod
-    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor) -> Self:
-        """A conditioned copy; ``X: b x n' x d``, ``Y: nf x b x n' x m``, ``noise`` broadcastable to ``Y``."""
+    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> Self:
+        """A conditioned copy; ``X: b x n' x d``, ``Y: nf x b x n' x t``, Gaussian ``noise`` broadcastable to ``Y``;
+        ``None``: by the likelihood."""
 
     @abstractmethod
     def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
-        """``n`` inner functions: ``X: batch x q x d -> n x batch x q x m``."""
+        """``n`` inner functions: ``X: batch x q x d -> n x batch x q x l``."""
+
+    @abstractmethod
+    def _latent_samples(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples of the latent values of every point by itself, inner ``X: batch x q x d -> T x batch x q x l``, and their
+        weights ``T x batch'`` (aligned on the right with ``batch``)."""
 
     def _log_evidence(self) -> Tensor | None:
         """Log evidence of the inner outcomes, summed over outputs."""

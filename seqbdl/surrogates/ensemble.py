@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
+from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
+from seqbdl.inference.observations import Labels, Observations, Squares
 from seqbdl.surrogates.network_prior import standard_normal
 from seqbdl.surrogates.particle import ParticleSurrogate
 
@@ -46,29 +46,20 @@ class EnsembleSurrogate(ParticleSurrogate):
         # The starts stay the same from fit to fit, so that members keep their identity; a warm fit begins where it ended.
         starts = self._starts.to(X.device)
         begin = self._z if warm and self._z.shape == starts.shape else starts
-        targets = self._targets(Y, variance)
-        result = gauss_newton(self._network, X, targets, variance, starts, begin, self.settings)
-        if warm:  # a start that has become bad: begin again where the loss is larger from there
-            fresh = self._network.forward(starts, X)
-            at_start = 0.5 * ((targets - fresh).square() / variance).sum((-1, -2))
-            if bool((result.loss > at_start).any()):
-                result = gauss_newton(self._network, X, targets, variance, starts, starts, self.settings)
+        seen = self._observe(Y, variance)
+        result = minimize(self._network, X, seen, starts, begin, self.settings)
+        if warm and bool((result.loss > seen.misfit(self._network.forward(starts, X))).any()):
+            # A start that has become bad: begin again where the loss is larger from there.
+            result = minimize(self._network, X, seen, starts, starts, self.settings)
         return result.z, X.new_zeros(self.num_members)
 
     def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        # The old posterior of each member: a quadratic around its weights, with the curvature of the old rows, which enter as
-        # its own function values there. Exact for linear networks.
-        X_old, _, variance_old = self._memory
-        values = self._network.forward(self._z, X_old)
-        targets = torch.cat([values, self._targets(Y, variance).expand(self.num_members, -1, -1)], 1)
-        rows, noise = torch.cat([X_old, X]), torch.cat([variance_old, variance])
-        result = gauss_newton(self._network, rows, targets, noise, self._z, self._z, self.settings)
-        return result.z, self._log_weights
+        return self._pull(self._z, X, self._observe(Y, variance), self.settings), self._log_weights
 
-    def _forget(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Rows that stay speak for those that go, or the members would follow every new row.
-        kept, outcomes, noise = super()._forget(X, Y, variance)
-        return kept, outcomes, noise * (kept.shape[0] / X.shape[0])
+    def _observe(self, Y: Tensor, variance: Tensor) -> Observations:
+        if self._lik.name != "gaussian":
+            return Labels(self._lik, Y, variance)
+        return Squares(self._targets(Y, variance), variance)
 
     def _targets(self, Y: Tensor, variance: Tensor) -> Tensor:
         if not self.randomize_targets:

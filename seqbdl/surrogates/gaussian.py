@@ -9,8 +9,12 @@ import torch
 from botorch.posteriors import GPyTorchPosterior
 from torch import Tensor
 
-from seqbdl.posteriors.joint_gaussian import JointGaussian, group_rows
+from seqbdl.errors import InvalidOptionError
+from seqbdl.likelihoods import apply_root_transposed
+from seqbdl.posteriors.joint_gaussian import JointGaussian, group_rows, safe_cholesky
 from seqbdl.surrogates.base import Evaluate, Surrogate
+
+_SAMPLES = 256  # latent samples behind predictions of labels and counts
 
 
 class GaussianSurrogate(Surrogate):
@@ -25,6 +29,8 @@ class GaussianSurrogate(Surrogate):
         super().__init__(*args, **kwargs)
         # Inner coordinates: inputs b x n' x d, outcomes nf x b x n' x m, noise variances broadcastable to them.
         self._extra: tuple[Tensor, Tensor, Tensor] | None = None
+        # Of other likelihoods, outcomes are those of R^T f under unit noise; R: nf x b x n' x l x l.
+        self._extra_root: Tensor | None = None
 
     @abstractmethod
     def _joint(self, X: Tensor) -> JointGaussian:
@@ -32,7 +38,7 @@ class GaussianSurrogate(Surrogate):
 
     @abstractmethod
     def _draw_base(self, n: int, generator: torch.Generator) -> Evaluate:
-        """``n`` inner functions of the base posterior: ``batch x q x d -> n x batch x q x m``."""
+        """``n`` inner functions of the base posterior: ``batch x q x d -> n x batch x q x l``."""
 
     @property
     def has_fantasies(self) -> bool:
@@ -46,19 +52,45 @@ class GaussianSurrogate(Surrogate):
         """The posterior at inner ``X``, fantasies included."""
         if self._extra is None:
             return self._joint(X)
-        X_extra, Y_extra, noise = self._extra
-        return self._joint(_stack_points(X, X_extra)).condition(Y_extra, noise)
+        _, Y_extra, noise = self._extra
+        return self._joint_with_extra(X).condition(Y_extra, noise)
 
-    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None) -> GPyTorchPosterior:
-        scaling = self._scaling
-        joint = self._latent(scaling.inputs(X)).scaled(scaling.y_mean, scaling.y_std)
+    def _joint_with_extra(self, X: Tensor) -> JointGaussian:
+        """The base posterior at ``X`` and at the fantasies' inputs, seen there as they were observed."""
+        assert self._extra is not None
+        joint = self._joint(_stack_points(X, self._extra[0]))
+        return joint if self._extra_root is None else joint.observed_through(self._extra_root)
+
+    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None, varying: bool = False) -> GPyTorchPosterior:
+        scaling, m = self._scaling, self.output_dim
+        latent = self._latent(scaling.inputs(X))
+        if varying:
+            # E[exp(f)] of the Gaussian log-ratio: the noise that is expected.
+            log_ratio = latent.mean[..., m:] + 0.5 * latent.variance[..., m:]
+            noise = self._noise() * log_ratio.exp() * scaling.y_std.square()
+        if self.num_latents != m:
+            latent = latent.select(list(range(m)))
+        joint = latent.scaled(scaling.y_mean, scaling.y_std)
         if noise is not None:
             joint = _with_noise(joint, noise.to(torch.float64), outputs)
         if outputs is not None:
             joint = joint.select(outputs)
         return joint.to_posterior(X.dtype)
 
-    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor) -> Self:
+    def _latent_samples(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        joint = self._latent(X.unsqueeze(-2)).as_coupled()  # batch x q x 1 x l: every point by itself
+        factor = safe_cholesky(joint.covariance.squeeze(-3))  # batch x q x l x l
+        # Quasi-random normals, the same for all points: answers do not depend on what else is asked.
+        uniform = torch.quasirandom.SobolEngine(self.num_latents, scramble=True, seed=self.seed).draw(_SAMPLES, dtype=X.dtype)
+        white = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).to(X.device)  # T x l
+        steps = (factor @ white.reshape(_SAMPLES, *([1] * (factor.dim() - 2)), -1, 1)).squeeze(-1)
+        return joint.mean.squeeze(-2) + steps, X.new_full((_SAMPLES,), 1.0 / _SAMPLES)
+
+    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> Self:
+        if noise is None:
+            return self._condition_by_likelihood(X, Y)
+        if self._extra_root is not None or self.num_latents != self.output_dim:
+            raise InvalidOptionError("noise: observations under this likelihood have their own; leave it out")
         twin = self._conditioned_copy()
         noise = noise.expand(*torch.broadcast_shapes(noise.shape[:-2], Y.shape[:-2]), *Y.shape[-2:])
         if self._extra is not None:
@@ -71,6 +103,27 @@ class GaussianSurrogate(Surrogate):
         twin._extra = (X, Y, noise)
         return twin
 
+    def _condition_by_likelihood(self, X: Tensor, Y: Tensor) -> Self:
+        """Gaussian conditioning on what the labels are worth around the present mean (one step of an extended Kalman
+        filter): ``R^T f + u`` seen with unit noise."""
+        f = self._latent(X).mean
+        batch = torch.broadcast_shapes(f.shape[:-2], Y.shape[:-2])
+        f, Y = f.expand(*batch, -1, -1), Y.expand(*batch, -1, -1)
+        root = self._lik.root(f, self._noise())
+        seen = apply_root_transposed(root, f) + self._lik.whitened_score(f, Y, self._noise())
+        full = torch.diag_embed(root) if root.dim() == f.dim() else root
+        twin = self._conditioned_copy()
+        ones = torch.ones_like(seen)
+        if self._extra is not None and self._extra_root is not None:
+            X_old, seen_old, ones_old = self._extra
+            outer = torch.broadcast_shapes(seen_old.shape[:-2], batch)
+            X = _stack_points(X_old, X)
+            seen = torch.cat([seen_old.expand(*outer, -1, -1), seen.expand(*outer, -1, -1)], -2)
+            ones = torch.cat([ones_old.expand(*outer, -1, -1), ones.expand(*outer, -1, -1)], -2)
+            full = torch.cat([self._extra_root.expand(*outer, -1, -1, -1), full.expand(*outer, -1, -1, -1)], -3)
+        twin._extra, twin._extra_root = (X, seen, ones), full
+        return twin
+
     def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
         base = self._draw_base(n, generator)
         if self._extra is None:
@@ -78,11 +131,15 @@ class GaussianSurrogate(Surrogate):
         X_extra, Y_extra, noise = self._extra
         shape = (n, *torch.broadcast_shapes(Y_extra.shape, noise.shape))
         white = torch.randn(shape, generator=generator, dtype=torch.float64).to(Y_extra)
-        misfit = Y_extra + noise.sqrt() * white - _align(base(X_extra), len(shape))  # n x nf x b x n' x m
+        at_extra = _align(base(X_extra), len(shape))
+        if self._extra_root is not None:
+            root = self._extra_root
+            at_extra = (root.transpose(-1, -2) @ at_extra.unsqueeze(-1)).squeeze(-1)
+        misfit = Y_extra + noise.sqrt() * white - at_extra  # n x nf x b x n' x m
 
         def conditioned(X: Tensor) -> Tensor:
             # Matheron's rule on top of the base posterior: f(x) + C(x, X') (C(X', X') + noise)^{-1} (y + eps - f(X')).
-            joint = self._joint(_stack_points(X, X_extra))
+            joint = self._joint_with_extra(X)
             gain = joint.gain(X_extra.shape[-2], noise)  # batch x g x r x r_new
             rows = group_rows(misfit, joint.covariance).unsqueeze(-1)  # n x nf x b x g x r_new x 1
             rows = _align(rows, gain.dim() + 1)

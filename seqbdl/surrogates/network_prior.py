@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.inference import infinite_width
 from seqbdl.inference.infinite_width import WidthScales
+from seqbdl.likelihoods import Likelihood, get_likelihood
 from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, Network
 from seqbdl.networks.activations import ACTIVATIONS
 
+_GAUSSIAN = get_likelihood("gaussian")
+ScaleSpec = Mapping[str, float | Sequence[float]]
 NetworkSpec = Sequence[int] | nn.Module | Callable[[], nn.Module]
 
 
@@ -47,30 +50,60 @@ class NetworkBuilder:
         output_dim: ``m``.
         activation: Of the widths form: ``"erf"`` (tanh to within 0.04), ``"relu"`` or ``"leaky_relu"``.
         headed: A module is an extractor, ``N x d`` to ``N x F``, and gets a linear head.
+        num_latents: ``l``, outputs of the network; ``None``: ``m``.
+        scales: Variances that are known instead of chosen by the evidence: ``"inputs"`` (of first-layer weights, per unit of
+            inputs in [-1, 1]; one number or ``d``), ``"weights"`` (of the later layers, times the width; one number or
+            ``L``), ``"biases"`` (one number or ``L + 1``). What is not named stays at the centre of its hyper-prior.
+
+    Raises:
+        InvalidOptionError: ``spec`` is no network, or a scale has an unknown name, a wrong length or is negative.
     """
 
     def __init__(
-        self, spec: NetworkSpec, input_dim: int, output_dim: int, activation: str, headed: bool = False
+        self,
+        spec: NetworkSpec,
+        input_dim: int,
+        output_dim: int,
+        activation: str,
+        headed: bool = False,
+        num_latents: int | None = None,
+        scales: ScaleSpec | None = None,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise UnknownNameError("activation", activation, list(ACTIVATIONS))
         self.input_dim, self.output_dim, self.activation = input_dim, output_dim, activation
+        self.num_latents = output_dim if num_latents is None else num_latents
         self.widths: tuple[int, ...] | None = None
         self._module: ModuleNetwork | None = None
         wrap: type[ModuleNetwork] = HeadedNetwork if headed else ModuleNetwork
         if isinstance(spec, nn.Module):
-            self._module = wrap(spec, input_dim, output_dim)
+            self._module = wrap(spec, input_dim, self.num_latents)
         elif callable(spec):
             made = spec()
             if not isinstance(made, nn.Module):
                 raise InvalidOptionError(f"network= returned a {type(made).__name__}; a factory returns a torch.nn.Module")
-            self._module = wrap(made, input_dim, output_dim)
+            self._module = wrap(made, input_dim, self.num_latents)
         elif isinstance(spec, Sequence) and not isinstance(spec, str) and all(isinstance(w, int) and w > 0 for w in spec):
             if not spec:
                 raise InvalidOptionError("network=() has no hidden layer; give widths such as (64, 64)")
             self.widths = tuple(spec)
         else:
             raise InvalidOptionError(f"network={spec!r}: give hidden widths, a torch.nn.Module, or a function that makes one")
+
+        self._scales = None if scales is None else self._known_scales(scales)
+
+    def _known_scales(self, given: ScaleSpec) -> WidthScales:
+        defaults = infinite_width.default_scales(self.input_dim, self.depth, 1)
+        parts = {}
+        for name, value in given.items():
+            if name not in ("inputs", "weights", "biases"):
+                raise UnknownNameError("scale", name, ["inputs", "weights", "biases"])
+            like = getattr(defaults, name)
+            values = torch.as_tensor(value, dtype=torch.float64).reshape(1, -1)
+            if values.shape[1] not in (1, like.shape[1]) or not bool((values >= 0).all()):
+                raise InvalidOptionError(f"scales={{{name!r}: {value}}}: give one variance or {like.shape[1]}, none negative")
+            parts[name] = values.expand_as(like).clone()
+        return replace(defaults, **parts)
 
     @property
     def depth(self) -> int:
@@ -79,21 +112,44 @@ class NetworkBuilder:
 
     def initial(self) -> NetworkPrior:
         """Before any data."""
-        scales = infinite_width.default_scales(self.input_dim, self.depth, 1)
+        scales = self._scales or infinite_width.default_scales(self.input_dim, self.depth, 1)
         return NetworkPrior(scales, scales.noise.expand(self.output_dim).clone())
 
     def learn(
-        self, X: Tensor, Y: Tensor, noise: Tensor | None, start: NetworkPrior | None, tangent: bool = False
+        self,
+        X: Tensor,
+        Y: Tensor,
+        noise: Tensor | None,
+        start: NetworkPrior | None,
+        tangent: bool = False,
+        likelihood: Likelihood = _GAUSSIAN,
     ) -> NetworkPrior:
         """Scales and noise by the infinite-width evidence.
 
         Args:
             X: ``n x d`` in the unit cube.
-            Y: ``n x m`` standardized.
+            Y: ``n x t``: standardized, or labels.
             noise: Known inner variances or ``None``.
             start: The last prior, for a warm start.
             tangent: Whether the network will be used linearized.
+            likelihood: Of an observation.
         """
+        if self._scales is not None and (noise is not None or not likelihood.has_noise):
+            known = self._scales.to(X)
+            variance = known.noise.new_ones(self.output_dim) if noise is None else noise.expand(X.shape[0], -1).mean(0)
+            return NetworkPrior(known, variance.clamp_min(1e-7).clone())
+        if not likelihood.has_noise:
+            scales = infinite_width.learn_scales_of_latents(
+                X,
+                Y,
+                likelihood,
+                self.num_latents,
+                depth=self.depth,
+                activation=self.activation,
+                tangent=tangent,
+                start=None if start is None else start.scales,
+            )
+            return NetworkPrior(scales, scales.noise.new_ones(self.output_dim))
         scales, _ = infinite_width.learn_scales(
             X,
             Y,
@@ -105,6 +161,8 @@ class NetworkBuilder:
             start=None if start is None else start.scales,
         )
         variance = scales.noise.expand(self.output_dim) if noise is None else noise.expand_as(Y).mean(0)
+        if self._scales is not None:
+            scales = self._scales.to(X)
         return NetworkPrior(scales, variance.clamp_min(1e-7).clone())
 
     def build(self, prior: NetworkPrior, branches: int = 1) -> Network:
@@ -113,7 +171,7 @@ class NetworkBuilder:
             return self._module
         assert self.widths is not None
         s = prior.scales
-        return MLP(self.widths, s.inputs[0], s.weights[0], s.biases[0], self.output_dim, self.activation, branches)
+        return MLP(self.widths, s.inputs[0], s.weights[0], s.biases[0], self.num_latents, self.activation, branches)
 
 
 def standard_normal(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:

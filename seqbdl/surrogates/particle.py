@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.posteriors import ParticlePosterior, ParticleUpdate, condition_particles
+from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
+from seqbdl.inference.observations import Joined, Observations, Remembered
+from seqbdl.likelihoods import LIKELIHOODS
+from seqbdl.posteriors import ParticlePosterior, ParticleUpdate, condition_particles, reweight_particles
+from seqbdl.priors import Prior, get_prior
 from seqbdl.surrogates.base import Evaluate, Surrogate
-from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, standard_normal
+from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
 
 class ParticleSurrogate(Surrogate):
@@ -25,7 +29,14 @@ class ParticleSurrogate(Surrogate):
         memory: How many rows of old data ``update`` keeps beside the particles.
         min_ess: Floor on the effective sample size of conditioning by re-weighting, as a share of ``S``; below it the
             function values are moved instead (see :mod:`seqbdl.posteriors.particle_update`).
+        prior: Of the whitened weights: one of :attr:`priors`, or a :class:`seqbdl.priors.Prior`.
+        scales: Known variances of the network's layers (see :class:`NetworkBuilder`); ``None``: by the evidence of the
+            infinite-width limit.
     """
+
+    likelihoods: ClassVar[tuple[str, ...]] = LIKELIHOODS
+    priors: ClassVar[tuple[str, ...]] = ("gaussian",)
+    """Names of the priors that the method can treat."""
 
     def __init__(
         self,
@@ -35,6 +46,8 @@ class ParticleSurrogate(Surrogate):
         num_members: int = 10,
         memory: int = 512,
         min_ess: float = 0.5,
+        prior: str | Prior = "gaussian",
+        scales: ScaleSpec | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -44,10 +57,16 @@ class ParticleSurrogate(Surrogate):
             raise InvalidOptionError(f"memory={memory} must be at least 1 row")
         if not 0.0 < min_ess <= 1.0:
             raise InvalidOptionError(f"min_ess={min_ess} is a share of the particles, in (0, 1]")
+        self._weight_prior = get_prior(prior)
+        kind = getattr(self._weight_prior, "name", "")
+        if self.priors == ("gaussian",) and kind != "gaussian":
+            raise InvalidOptionError(f"prior={prior!r}: {self.name!r} is exact for the gaussian prior only; use that")
         self.num_members = num_members
         self.memory = memory
         self.min_ess = min_ess
-        self._builder = NetworkBuilder(network, self.input_dim, self.output_dim, activation)
+        self._builder = NetworkBuilder(
+            network, self.input_dim, self.output_dim, activation, num_latents=self.num_latents, scales=scales
+        )
         self._prior = self._builder.initial()
         self._network = self._builder.build(self._prior)
         self._extra: tuple[ParticleUpdate, ...] = ()
@@ -57,7 +76,7 @@ class ParticleSurrogate(Surrogate):
         # Old data that ``update`` may look at: inputs, outcomes, noise variances, weight of each row.
         self._memory: tuple[Tensor, Tensor, Tensor] = (
             like.new_zeros(0, self.input_dim),
-            like.new_zeros(0, self.output_dim),
+            like.new_zeros(0, self.num_targets),
             like.new_zeros(0, self.output_dim),
         )
 
@@ -83,15 +102,22 @@ class ParticleSurrogate(Surrogate):
         return weights
 
     def _values(self, X: Tensor) -> Tensor:
-        """Inner function values ``S x batch x q x m``, moved by the fantasies."""
-        values = self._network.forward(self._z, X)
+        """Inner latent values ``S x batch x q x l``, moved by the fantasies."""
+        values = self._members(X)
         for update in self._extra:
             values = update.move(values)
         return values
 
-    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None) -> ParticlePosterior:
+    def _members(self, X: Tensor, picks: Tensor | None = None) -> Tensor:
+        """Latent values of the particles (or of those picked) without fantasies, ``S x batch x q x l``."""
+        return self._network.forward(self._z if picks is None else self._z[picks], X)
+
+    def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None, varying: bool = False) -> ParticlePosterior:
         scaling = self._scaling
-        values = scaling.y_mean + scaling.y_std * self._values(scaling.inputs(X))
+        latents = self._values(scaling.inputs(X))
+        values = scaling.y_mean + scaling.y_std * latents[..., : self.output_dim]
+        if varying:
+            noise = self._lik.mean_variance(latents, self._noise())[1] * scaling.y_std.square()  # S x batch x q x m
         weights = self._weights_now()
         batch = torch.broadcast_shapes(values.shape[1:-2], weights.shape[1:])
         if batch != values.shape[1:-2]:
@@ -99,9 +125,11 @@ class ParticleSurrogate(Surrogate):
             values = values.reshape(values.shape[0], *padding, *values.shape[1:]).expand(-1, *batch, -1, -1)
         if outputs is not None:
             values = values[..., outputs]
-            if noise is not None and noise.shape[-1] == self.output_dim and len(outputs) != self.output_dim:
+            if noise is not None and noise.shape[-1] == self.output_dim and (varying or len(outputs) != self.output_dim):
                 noise = noise[..., outputs]
         added = None if noise is None else noise.to(values).to(X.dtype)
+        if varying and added is not None:
+            added = added.reshape(added.shape[0], *([1] * (values.dim() - added.dim())), *added.shape[1:])
         return ParticlePosterior(values.to(X.dtype), weights.to(X.dtype), added)
 
     def _predictive_quantile(self, X: Tensor, p: Tensor) -> Tensor:
@@ -110,14 +138,25 @@ class ParticleSurrogate(Surrogate):
             assert isinstance(posterior, ParticlePosterior)
             return posterior.quantile(p)
 
-    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor) -> Self:
+    def _latent_samples(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        values, weights = self._values(X), self._weights_now().softmax(0)
+        batch = torch.broadcast_shapes(values.shape[1:-2], weights.shape[1:])
+        padded = values.reshape(values.shape[0], *([1] * (len(batch) + 3 - values.dim())), *values.shape[1:])
+        return padded.expand(-1, *batch, -1, -1), weights
+
+    def _condition(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> Self:
+        values = self._values(X)
+        twin = self._conditioned_copy()
+        if noise is None:
+            if not self._lik.has_noise:
+                twin._extra = (*self._extra, reweight_particles(values, self._weights_now(), Y, self._lik))
+                return twin
+            noise = self._lik.mean_variance(values, self._noise())[1]
+        values = values[..., : self.output_dim]
         generator = torch.Generator().manual_seed(self.seed + 1)  # fixed: equal fantasies, equal answers
         normals = standard_normal(self.num_members, X.shape[-2], self.output_dim, generator=generator, like=Y)
         normals = normals - normals.mean(0)
-        update = condition_particles(
-            self._values(X), self._weights_now(), Y, noise, max(1.0, self.min_ess * self.num_members), normals
-        )
-        twin = self._conditioned_copy()
+        update = condition_particles(values, self._weights_now(), Y, noise, max(1.0, self.min_ess * self.num_members), normals)
         twin._extra = (*self._extra, update)
         return twin
 
@@ -128,8 +167,7 @@ class ParticleSurrogate(Surrogate):
         picks = _systematic(weights, n, generator)
         if self._extra:
             return lambda X: self._values(X)[picks]
-        z, network = self._z[picks], self._network
-        return lambda X: network.forward(z, X)
+        return lambda X: self._members(X, picks)
 
     def _draw_per_fantasy(self, weights: Tensor, n: int, generator: torch.Generator) -> Evaluate:
         """``n`` functions of every fantasy; ``weights``: ``S x batch_shape``."""
@@ -153,26 +191,44 @@ class ParticleSurrogate(Surrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         first = self._memory[0].shape[0] == 0
-        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior)
+        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior, likelihood=self._lik)
         self._network = self._builder.build(self._prior)
-        variance = (self._prior.noise if noise is None else noise).expand_as(Y).clamp_min(1e-7)
+        variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)
         self._memory = (X, Y, variance)
         with torch.no_grad():
             self._z, self._log_weights = self._infer(X, Y, variance, warm=not first)
 
     def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        variance = (self._prior.noise if noise is None else noise).expand_as(Y).clamp_min(1e-7)
+        variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)
         with torch.no_grad():
             self._z, self._log_weights = self._absorb(X, Y, variance)
         kept = tuple(torch.cat([old, new]) for old, new in zip(self._memory, (X, Y, variance), strict=True))
         self._memory = self._forget(*kept)
 
     def _forget(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At most ``memory`` rows, an even sample of what was seen."""
+        """At most ``memory`` rows, an even sample of what was seen; rows that stay speak for those that go (or particles
+        would follow every new row), so their variances shrink. Of likelihoods without noise the variance is just that."""
         if X.shape[0] <= self.memory:
             return X, Y, variance
         keep = torch.randperm(X.shape[0], generator=self.generator)[: self.memory].sort().values.to(X.device)
-        return X[keep], Y[keep], variance[keep]
+        return X[keep], Y[keep], variance[keep] * (self.memory / X.shape[0])
+
+    def _remembered(self, z: Tensor) -> Remembered:
+        """The old posterior of every particle: a quadratic around its values at the remembered rows, with the Gauss-Newton
+        curvature that the data had there."""
+        X_old, _, variance = self._memory
+        values = self._network.forward(z, X_old)
+        root = self._lik.root(values, variance)
+        if not self._lik.has_noise:
+            root = root * variance[:, :1].rsqrt().reshape(1, -1, *([1] * (root.dim() - 2)))
+        return Remembered(values, root)
+
+    def _pull(self, z: Tensor, X: Tensor, news: Observations, settings: GaussNewtonSettings) -> Tensor:
+        """Posterior as prior for every particle by itself: to the new rows, held by :meth:`_remembered` and by the prior
+        around its weights. Exact for linear networks and Gaussian noise."""
+        X_old = self._memory[0]
+        rows = torch.cat([X_old, X])
+        return minimize(self._network, rows, Joined(self._remembered(z), news, X_old.shape[0]), z, z, settings).z
 
     @abstractmethod
     def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,8 @@ def make_surrogate(name: str, input_dim: int, output_dim: int = 1, likelihood: s
         name: One of :func:`list_surrogates`.
         input_dim: ``d``, columns of ``X``.
         output_dim: ``m``, columns of ``Y``.
-        likelihood: ``"gaussian"``.
+        likelihood: ``"gaussian"``, ``"heteroscedastic"``, ``"bernoulli"``, ``"categorical"`` or ``"poisson"``, where the
+            surrogate supports it (its class lists them in ``likelihoods``).
         options: ``bounds=``, ``noise=``, ``seed=`` and the method's own.
 
     Raises:
@@ -112,8 +113,12 @@ def load(path: str | os.PathLike[str], **options: Any) -> Surrogate:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, bool | int | float | str | torch.Tensor)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

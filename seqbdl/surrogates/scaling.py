@@ -35,13 +35,14 @@ class Scaling:
         return cls(offset, scale, y, y + 1.0)
 
     @classmethod
-    def learn(cls, X: Tensor, Y: Tensor, bounds: Tensor | None) -> Scaling:
+    def learn(cls, X: Tensor, Y: Tensor, bounds: Tensor | None, output_dim: int | None = None) -> Scaling:
         """By BoTorch's ``Normalize`` and ``Standardize``; constant columns keep the scale 1.
 
         Args:
             X: ``n x d`` in float64.
             Y: ``n x m`` in float64.
             bounds: ``2 x d`` or ``None`` to take the range of the data.
+            output_dim: Outcomes stay as they are (labels, counts), for so many outputs; ``None``: standardized.
         """
         normalize = Normalize(d=X.shape[-1], bounds=None if bounds is None else bounds.to(X))
         if bounds is None:
@@ -49,6 +50,9 @@ class Scaling:
             normalize(X)
         offset = normalize.offset.reshape(-1).detach().clone().to(X)
         scale = normalize.coefficient.reshape(-1).detach().clone().to(X)
+        if output_dim is not None:
+            zeros = X.new_zeros(output_dim)
+            return cls(offset, scale, zeros, zeros + 1.0)
         standardize = Standardize(m=Y.shape[-1])
         standardize.train()
         standardize(Y)
@@ -59,7 +63,9 @@ class Scaling:
         return (X.to(torch.float64) - self.x_offset) / self.x_scale
 
     def outcomes(self, Y: Tensor) -> Tensor:
-        """User's outcomes to inner coordinates, ``... x m``; float64."""
+        """User's outcomes to inner coordinates, ``... x m``; float64. Labels (which are not scaled) may have one column."""
+        if Y.shape[-1] != self.y_mean.shape[0]:
+            return Y.to(torch.float64)
         return (Y.to(torch.float64) - self.y_mean) / self.y_std
 
     def variances(self, Yvar: Tensor) -> Tensor:
