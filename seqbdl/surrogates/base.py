@@ -150,9 +150,9 @@ class Surrogate(SurrogateState):
         return self
 
     def _check_data(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.num_targets)
         if Yvar is not None and not self._lik.has_noise:
             raise InvalidOptionError(f"Yvar: the {self._lik.name} likelihood has no noise variance; leave it out")
+        X, Y, Yvar = check_data(X, Y, Yvar, self.input_dim, self.num_targets)
         self._lik.check_targets(Y, self.output_dim)
         return X, Y, Yvar
 

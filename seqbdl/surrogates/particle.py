@@ -151,7 +151,8 @@ class ParticleSurrogate(Surrogate):
             if not self._lik.has_noise:
                 twin._extra = (*self._extra, reweight_particles(values, self._weights_now(), Y, self._lik))
                 return twin
-            noise = self._lik.mean_variance(values, self._noise())[1]
+            noise = self._lik.mean_variance(values, self._noise())[1]  # S x b x n' x m
+            noise = noise.reshape(noise.shape[0], *([1] * (Y.dim() + 1 - noise.dim())), *noise.shape[1:])
         values = values[..., : self.output_dim]
         generator = torch.Generator().manual_seed(self.seed + 1)  # fixed: equal fantasies, equal answers
         normals = standard_normal(self.num_members, X.shape[-2], self.output_dim, generator=generator, like=Y)
