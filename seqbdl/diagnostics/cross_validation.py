@@ -158,11 +158,7 @@ def _predict(surrogate: Surrogate, X: Tensor, Y: Tensor, Yvar: Tensor | None) ->
     with torch.no_grad():
         posterior: Any = surrogate.posterior(X, observation_noise=True if Yvar is None else Yvar)
         mean, std = posterior.mean, posterior.variance.sqrt()
-        if (
-            isinstance(posterior, ParticlePosterior)
-            and posterior.noise is not None
-            and bool((posterior.noise > 0).all())
-        ):
+        if isinstance(posterior, ParticlePosterior) and posterior.noise is not None and bool((posterior.noise > 0).all()):
             # The mixture's own density; the Gaussian with its moments would hide several modes.
             parts = torch.distributions.Normal(posterior.values, posterior.noise.sqrt()).log_prob(Y)
             weights = posterior.weights[..., None, None]
