@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"errors", "serialization", "_checks"}
+MODEL = {"priors", "likelihoods"}
 MAY_IMPORT = {
     "envs": set(),
     "networks": GROUND,
-    "posteriors": GROUND | {"networks"},
-    "inference": GROUND | {"networks", "posteriors"},
-    "surrogates": GROUND | {"networks", "posteriors", "inference"},
+    "posteriors": GROUND | MODEL | {"networks"},
+    "inference": GROUND | MODEL | {"networks", "posteriors"},
+    "surrogates": GROUND | MODEL | {"networks", "posteriors", "inference"},
     "acquisition": GROUND | {"posteriors", "surrogates"},
     "diagnostics": GROUND | {"posteriors", "surrogates"},
     "integrations": GROUND | {"posteriors", "surrogates"},

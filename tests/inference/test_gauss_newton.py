@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
+from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton, minimize
+from seqbdl.inference.observations import Joined, Labels, Remembered, Squares
+from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import MLP, ModuleNetwork
 
 ONE_STEP = GaussNewtonSettings(max_iterations=1)
@@ -80,3 +82,40 @@ def test_damping_does_not_move_the_minimizer(linear: SimpleNamespace) -> None:
     settings = GaussNewtonSettings(max_iterations=60, tolerance=1e-14, damping=5.0)
     result = gauss_newton(p.network, p.X, p.Y.unsqueeze(0), p.variance, zeros, zeros, settings)
     torch.testing.assert_close(result.z[0], p.mean, rtol=0, atol=1e-5)
+
+
+def test_labels_reach_the_mode_of_logistic_regression(linear: SimpleNamespace) -> None:
+    """Against Newton's method on the dense problem."""
+    network = ModuleNetwork(nn.Linear(2, 3), 2, 3)
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(30, 2, generator=generator, dtype=torch.float64)
+    Y = (X[:, :1] * 2.999).floor()
+    likelihood, noise = get_likelihood("categorical"), torch.ones(30, 3, dtype=torch.float64)
+    zeros = torch.zeros(2, network.num_params, dtype=torch.float64)
+    starts = linear.normals(2, network.num_params)
+    settings = GaussNewtonSettings(max_iterations=60, tolerance=1e-14)
+    for precision in (1.0, 0.3):
+        found = minimize(network, X, Labels(likelihood, Y, noise), zeros, starts, settings, precision).z
+
+        def loss(z: Tensor, precision: float = precision) -> Tensor:
+            f = network.forward(z.unsqueeze(0), X)
+            return -likelihood.log_prob(f, Y, noise).sum() + 0.5 * precision * z.square().sum()
+
+        z = torch.zeros(network.num_params, dtype=torch.float64)
+        for _ in range(30):
+            gradient = torch.autograd.functional.jacobian(loss, z)
+            z = z - torch.linalg.solve(torch.autograd.functional.hessian(loss, z), gradient)
+        torch.testing.assert_close(found, z.expand(2, -1), rtol=0, atol=1e-6)
+
+
+def test_remembered_rows_are_the_old_posterior(linear: SimpleNamespace) -> None:
+    """Old rows by the values that a member had there, new rows by their data: the posterior of both, exactly."""
+    p = linear.problem(m=2, n=10)
+    P = p.network.num_params
+    zeros = torch.zeros(1, P, dtype=torch.float64)
+    first = minimize(p.network, p.X[:6], Squares(p.Y[:6].unsqueeze(0), p.variance[:6]), zeros, zeros, ONE_STEP).z
+    values = p.network.forward(first, p.X[:6])
+    old = Remembered(values, p.variance[:6].rsqrt().expand_as(values))
+    both = Joined(old, Squares(p.Y[6:].unsqueeze(0), p.variance[6:]), 6)
+    second = minimize(p.network, p.X, both, first, first, ONE_STEP).z
+    torch.testing.assert_close(second[0], p.mean, rtol=0, atol=1e-8)

@@ -18,8 +18,10 @@ from seqbdl.inference.infinite_width import (
     expected_square,
     kernel,
     learn_scales,
+    learn_scales_of_latents,
     prior_draw,
 )
+from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import MLP
 from seqbdl.networks.activations import ACTIVATIONS, activate, activation_slope
 
@@ -215,3 +217,33 @@ def test_unknown_activations_are_refused() -> None:
     X, Y = data()
     with pytest.raises(UnknownNameError, match="tanh"):
         learn_scales(X, Y, activation="tanh")
+
+
+def test_scales_of_labels_find_the_input_that_matters() -> None:
+    """Classes and counts that depend on one of two inputs: the other gets a much smaller variance."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(120, 2, generator=generator, dtype=torch.float64)
+    f = 5 * torch.sin(6 * X[:, :1])
+    labels = {
+        "bernoulli": (torch.rand(120, 1, generator=generator, dtype=torch.float64) < torch.sigmoid(f)).double(),
+        "poisson": torch.poisson((0.5 * f).exp(), generator=generator),
+        "categorical": (X[:, :1] * 2.999).floor(),
+    }
+    for name, Y in labels.items():
+        likelihood = get_likelihood(name)
+        scales = learn_scales_of_latents(X, Y, likelihood, likelihood.num_latents(3 if name == "categorical" else 1))
+        assert scales.inputs[0, 0] > 3 * scales.inputs[0, 1]
+        assert bool(scales.weights.isfinite().all())
+
+
+def test_known_noise_of_each_row_and_output_is_used() -> None:
+    """Rows with enormous variances say nothing: the scales are those without them."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(20, 2, generator=generator, dtype=torch.float64)
+    Y = torch.cat([torch.sin(5 * X[:, :1]), X[:, 1:] ** 2], -1)
+    noise = torch.full_like(Y, 0.01)
+    noise[10:] = 1e9
+    few, _ = learn_scales(X[:10], Y[:10], noise[:10], shared=True)
+    all_, _ = learn_scales(X, Y, noise, shared=True)
+    torch.testing.assert_close(all_.inputs, few.inputs, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(all_.weights, few.weights, rtol=0.05, atol=0.05)

@@ -153,3 +153,26 @@ def test_cholesky_adds_nothing_where_nothing_is_needed() -> None:
     for scale in (1e-12, 1.0, 1e12):  # the jitter is relative
         lifted = safe_cholesky(torch.full((3, 3), scale, dtype=torch.float64))
         torch.testing.assert_close(lifted @ lifted.mT, torch.full((3, 3), scale, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_observing_through_a_root_is_linear_conditioning(groups: int) -> None:
+    """Rows ``R^T f`` under unit noise, against the dense formula; also of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    q, n_new, m = 3, 2, 2
+    size = (q + n_new) * m if groups == 1 else q + n_new
+    half = torch.randn(groups, size, size + 2, generator=generator, dtype=torch.float64)
+    mean = torch.randn(4, q + n_new, m, generator=generator, dtype=torch.float64)
+    joint = JointGaussian(mean, half @ half.mT)
+    coupled = joint.as_coupled()
+    torch.testing.assert_close(coupled.variance, joint.variance)
+    dense, r = coupled.covariance[0], q * m
+    root = torch.randn(n_new, m, m, generator=generator, dtype=torch.float64)
+    seen = torch.randn(4, n_new, m, generator=generator, dtype=torch.float64)
+    after = joint.observed_through(root).condition(seen, torch.ones(1, m, dtype=torch.float64))
+    R = torch.block_diag(*root)
+    gain = dense[:r, r:] @ R @ torch.linalg.inv(R.T @ dense[r:, r:] @ R + torch.eye(n_new * m).double())
+    residual = seen.flatten(1) - mean[:, q:].flatten(1) @ R
+    torch.testing.assert_close(after.mean.flatten(1), mean[:, :q].flatten(1) + residual @ gain.T)
+    expected = dense[:r, :r] - gain @ R.T @ dense[r:, :r]
+    torch.testing.assert_close(after.covariance.reshape(r, r), expected, rtol=1e-6, atol=1e-6)
