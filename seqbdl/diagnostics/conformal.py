@@ -219,7 +219,7 @@ def _class_scores(probs: Tensor, score: str, generator: torch.Generator | None) 
     """How unusual each class would be as a label, ``n x C``."""
     if score == "lac":
         return 1 - probs
-    ordered, order = probs.sort(-1, descending=True, stable=True)
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     # One minus what comes after, so that the last class has exactly one, whatever the rounding of the sum.
     after = ordered[:, 1:].flip(-1).cumsum(-1).flip(-1)
     down_to = 1 - torch.cat([after, torch.zeros_like(ordered[:, :1])], -1)
