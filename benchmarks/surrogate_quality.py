@@ -3,7 +3,8 @@
 Noisy test functions (noise sd 0.1 of the function's sd, not told to anybody), ``N`` training rows in ``D`` dimensions,
 1,000 test rows. Densities are of Gaussians with the predictive moments, for all methods.
 
-    python benchmarks/surrogate_quality.py             # writes benchmarks/results/surrogate_quality.{csv,md}
+    python benchmarks/surrogate_quality.py             # adds to benchmarks/results/surrogate_quality.{csv,md} what is missing
+    python benchmarks/surrogate_quality.py --methods laplace --cells 6x200 --seeds 1 --out /some/folder/try.csv
     python benchmarks/surrogate_quality.py --quick     # seconds, writes nothing
 """
 
@@ -67,13 +68,18 @@ def predict(method: str, X: Tensor, Y: Tensor, test: Tensor, seed: int) -> tuple
     return prediction.mean, prediction.std, seconds
 
 
-def measure(methods: list[str], cells: list[tuple[int, int]], seeds: range) -> pd.DataFrame:
-    """One row per method, cell and seed."""
-    rows = []
+def measure(
+    methods: list[str], cells: list[tuple[int, int]], seeds: range, path: Path | None = None, known: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """One row per method, cell and seed; what ``known`` holds already is not measured again, ``path`` is kept up to date."""
+    rows = [] if known is None else known.to_dict("records")
+    done = {(row["D"], row["N"], row["seed"], row["method"]) for row in rows}
     for dimension, n in cells:
         for seed in seeds:
             X, Y, test_X, test_Y = draw(dimension, n, seed)
             for method in methods:
+                if (dimension, n, seed, method) in done:
+                    continue
                 mean, sd, seconds = predict(method, X, Y, test_X, seed)
                 rows.append(
                     {
@@ -88,19 +94,21 @@ def measure(methods: list[str], cells: list[tuple[int, int]], seeds: range) -> p
                     }
                 )
                 print(f"D {dimension} N {n} seed {seed} {method}: nlpd {rows[-1]['nlpd']:.2f}, {seconds:.2f} CPU s", flush=True)
+                if path is not None:
+                    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g")
     return pd.DataFrame(rows)
 
 
 def report(frame: pd.DataFrame, command: str) -> str:
     """The table as Markdown: means over seeds."""
     means = frame.groupby(["method", "D", "N"])[["nlpd", "rmse", "coverage", "cpu_seconds"]].mean()
-    cells = list(dict.fromkeys(zip(frame["D"], frame["N"], strict=True)))
+    cells = sorted(set(zip(frame["D"], frame["N"], strict=True)))
     methods = sorted(frame["method"].unique(), key=lambda m: means.loc[m]["nlpd"].mean())
     lines = [
         "# Quality of the posteriors",
         "",
         f"Command: `{command}`. Versions: seqbdl {seqbdl.__version__}, torch {torch.__version__.split('+')[0]}, botorch "
-        f"{botorch.__version__}. Means over {frame['seed'].nunique()} seeds. One thread; shared machine: read CPU "
+        f"{botorch.__version__}. Means over at most {frame['seed'].nunique()} seeds. One thread; shared machine: read CPU "
         "seconds as ratios.",
         "",
         "Each cell: negative log predictive density (lower is better) / RMSE / coverage of the 95 % interval / CPU seconds "
@@ -110,12 +118,12 @@ def report(frame: pd.DataFrame, command: str) -> str:
         "| --- |" + " --- |" * len(cells),
     ]
     for method in methods:
-        row = [means.loc[(method, d, n)] for d, n in cells]
-        lines.append(
-            f"| {method} | "
-            + " | ".join(f"{r['nlpd']:.2f} / {r['rmse']:.2f} / {r['coverage']:.2f} / {r['cpu_seconds']:.2g}" for r in row)
-            + " |"
-        )
+        row = [means.loc[(method, d, n)] if (method, d, n) in means.index else None for d, n in cells]
+        texts = [
+            f"{r['nlpd']:.2f} / {r['rmse']:.2f} / {r['coverage']:.2f} / {r['cpu_seconds']:.2g}" if r is not None else ""
+            for r in row
+        ]
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
     methods = [BASELINE, *seqbdl.list_surrogates()]
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cells", nargs="+", default=[f"{d}x{n}" for d, n in CELLS], help="such as 6x200: dimensions, rows")
+    parser.add_argument("--out", type=Path, default=RESULTS / "surrogate_quality.csv", help="the .md stands beside it")
+    parser.add_argument("--again", action="store_true", help="measure again what the file holds of these methods")
     parser.add_argument("--quick", action="store_true", help="a smoke run that writes nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -132,11 +143,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(report(frame, "python benchmarks/surrogate_quality.py --quick"))
         return
     measure([BASELINE], [(2, 20)], range(1))  # the first fit of a process pays for lazy imports
-    frame = measure(options.methods, CELLS, range(options.seeds))
-    RESULTS.mkdir(exist_ok=True)
-    frame.to_csv(RESULTS / "surrogate_quality.csv", index=False, float_format="%.5g")
+    cells = [(int(d), int(n)) for d, n in (cell.split("x") for cell in options.cells)]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    known = pd.read_csv(options.out) if options.out.exists() else None
+    if known is not None and options.again:
+        known = known[~known["method"].isin(options.methods)]
+    frame = measure(options.methods, cells, range(options.seeds), options.out, known)
+    frame.to_csv(options.out, index=False, float_format="%.5g")
     text = report(frame, f"python benchmarks/surrogate_quality.py --seeds {options.seeds}")
-    (RESULTS / "surrogate_quality.md").write_text(text)
+    options.out.with_suffix(".md").write_text(text)
     print(text)
 
 
