@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from seqbdl.diagnostics import _inputs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from seqbdl.diagnostics import regression
+from seqbdl.diagnostics import _inputs, regression
 from seqbdl.errors import InvalidOptionError, ShapeError
 from seqbdl.posteriors import ParticlePosterior
 
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 class CrossValidation:
     """What was predicted for each row while it was held out.
 
+    Particles with noise are scored as the mixtures that they are, everything else as a Gaussian.
+
     Attributes:
         mean: ``n x m`` predictive means.
         std: ``n x m`` predictive standard deviations of an observation.
         y: ``n x m`` outcomes.
         log_density: ``n x m`` log density of each outcome under its prediction.
+        crps_values: ``n x m`` continuous ranked probability score of each outcome, in the units of ``y``.
+        cdf: ``n x m`` distribution function of each prediction at its outcome; uniform if predictions are right.
         fold: ``n``, which fold a row was held out in.
     """
 
@@ -38,6 +42,8 @@ class CrossValidation:
     std: Tensor
     y: Tensor
     log_density: Tensor
+    crps_values: Tensor
+    cdf: Tensor
     fold: Tensor
 
     @property
@@ -57,17 +63,22 @@ class CrossValidation:
 
     @property
     def crps(self) -> float:
-        """Mean continuous ranked probability score of held-out rows (Gaussian), in the units of ``y``."""
-        return regression.crps_gaussian(self.y, self.mean, self.std)
+        """Mean continuous ranked probability score of held-out rows, in the units of ``y``."""
+        return float(self.crps_values.mean())
 
     def coverage(self, level: float = 0.95) -> float:
         """Share of held-out rows inside their central interval of that level."""
-        return regression.coverage(self.y, self.mean, self.std, level)
+        _inputs.level("level", level)
+        return float((self._levels() <= level).double().mean())
 
     @property
     def miscalibration_area(self) -> float:
         """Mean distance of real from nominal coverage; 0 is perfect."""
-        return regression.miscalibration_area(self.y, self.mean, self.std)
+        return regression.level_area(self._levels())
+
+    def _levels(self) -> Tensor:
+        """The smallest level of a central interval that holds each outcome."""
+        return (2 * self.cdf.double() - 1).abs()
 
     def summary(self) -> dict[str, float]:
         """All scores by name."""
@@ -143,24 +154,40 @@ def cross_validate(
     order = torch.randperm(n, generator=generator, device=generator.device).to(X.device)
     fold = torch.empty(n, dtype=torch.long, device=X.device)
     fold[order] = torch.arange(n, device=X.device) % folds
-    mean, std, log_density = torch.empty_like(Y), torch.empty_like(Y), torch.empty_like(Y)
+    parts = [torch.empty_like(Y) for _ in range(5)]
     for k in range(folds):
         out = fold == k
         fresh = surrogate.clone()
         fresh.fit(X[~out], Y[~out], None if Yvar is None else Yvar[~out])
         noise = None if Yvar is None else Yvar[out]
-        mean[out], std[out], log_density[out] = (part.to(Y) for part in _predict(fresh, X[out], Y[out], noise))
-    return CrossValidation(mean=mean, std=std, y=Y, log_density=log_density, fold=fold)
+        for part, values in zip(parts, _predict(fresh, X[out], Y[out], noise), strict=True):
+            part[out] = values.to(Y)
+    mean, std, log_density, crps_values, cdf = parts
+    return CrossValidation(mean=mean, std=std, y=Y, log_density=log_density, crps_values=crps_values, cdf=cdf, fold=fold)
 
 
-def _predict(surrogate: Surrogate, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard deviation and log density of held-out observations, with their own noise where it is known."""
+def _predict(surrogate: Surrogate, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, ...]:
+    """Mean, standard deviation, log density, CRPS and distribution function of held-out observations.
+
+    They have their own noise where it is known.
+    """
     with torch.no_grad():
         posterior: Any = surrogate.posterior(X, observation_noise=True if Yvar is None else Yvar)
         mean, std = posterior.mean, posterior.variance.sqrt()
         if isinstance(posterior, ParticlePosterior) and posterior.noise is not None and bool((posterior.noise > 0).all()):
-            # The mixture's own density; the Gaussian with its moments would hide several modes.
-            parts = torch.distributions.Normal(posterior.values, posterior.noise.sqrt()).log_prob(Y)
-            weights = posterior.weights[..., None, None]
-            return mean, std, (parts + weights.log()).logsumexp(dim=0)
-        return mean, std, regression.gaussian_log_density(Y, mean, std)
+            # The mixture's own scores; the Gaussian with its moments would hide several modes.
+            mixture = (Y, posterior.values, posterior.noise.sqrt(), posterior.weights.log())
+            return (
+                mean,
+                std,
+                regression.mixture_log_density(*mixture),
+                regression.crps_mixture_values(*mixture),
+                regression.mixture_cdf(*mixture),
+            )
+        return (
+            mean,
+            std,
+            regression.gaussian_log_density(Y, mean, std),
+            regression.crps_gaussian_values(Y, mean, std),
+            torch.special.ndtr((Y - mean) / std),
+        )

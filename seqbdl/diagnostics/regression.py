@@ -55,11 +55,15 @@ def nlpd(y: Tensor, mean: Tensor, std: Tensor) -> float:
 
 def crps_gaussian(y: Tensor, mean: Tensor, std: Tensor) -> float:
     """Mean continuous ranked probability score of Gaussian predictions, in the units of ``y``."""
+    return float(crps_gaussian_values(y, mean, std).mean())
+
+
+def crps_gaussian_values(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Continuous ranked probability score of each outcome, the shape of ``y``."""
     _check_gaussian(y, mean, std)
     z = (y - mean) / std
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
-    score = std * (z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
-    return float(score.mean())
+    return std * (z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
 
 
 def crps_samples(y: Tensor, samples: Tensor) -> float:
@@ -102,7 +106,7 @@ def miscalibration_area(y: Tensor, mean: Tensor, std: Tensor) -> float:
     """
     _check_gaussian(y, mean, std)
     z = ((y - mean) / std).abs().double()
-    return _area(2 * torch.special.ndtr(z) - 1)
+    return level_area(2 * torch.special.ndtr(z) - 1)
 
 
 def mixture_log_density(y: Tensor, means: Tensor, stds: Tensor, log_weights: Tensor | None = None) -> Tensor:
@@ -137,15 +141,21 @@ def crps_mixture(y: Tensor, means: Tensor, stds: Tensor, log_weights: Tensor | N
     ``sum_i w_i A(y - mu_i, s_i^2) - 1/2 sum_ij w_i w_j A(mu_i - mu_j, s_i^2 + s_j^2)`` with
     ``A(mu, s^2) = E|N(mu, s^2)|`` (Grimit et al. 2006). Time grows with ``S^2``; outcomes are taken in chunks.
     """
+    return float(crps_mixture_values(y, means, stds, log_weights).mean())
+
+
+def crps_mixture_values(y: Tensor, means: Tensor, stds: Tensor, log_weights: Tensor | None = None) -> Tensor:
+    """Continuous ranked probability score of each outcome under its mixture of Gaussians, the shape of ``y``, in float64."""
     y, means, stds, log_weights = _check_mixture(y, means, stds, log_weights)
     weights = log_weights.exp().expand(means.shape).flatten(1)
-    y, means, stds = y.flatten(), means.flatten(1), stds.flatten(1)
-    total = (weights * _mean_absolute(y - means, stds)).sum()
+    shape, y, means, stds = y.shape, y.flatten(), means.flatten(1), stds.flatten(1)
+    distance = (weights * _mean_absolute(y - means, stds)).sum(0)
     chunk = max(1, _PAIRS_AT_ONCE // means.shape[0] ** 2)
+    pairs = []
     for mu, s, w in zip(means.split(chunk, 1), stds.split(chunk, 1), weights.split(chunk, 1), strict=True):
         spread = (s.square() + s.square().unsqueeze(1)).sqrt()
-        total = total - 0.5 * (w * w.unsqueeze(1) * _mean_absolute(mu - mu.unsqueeze(1), spread)).sum()
-    return float(total / y.numel())
+        pairs.append((w * w.unsqueeze(1) * _mean_absolute(mu - mu.unsqueeze(1), spread)).sum((0, 1)))
+    return (distance - 0.5 * torch.cat(pairs)).reshape(shape)
 
 
 def coverage_mixture(y: Tensor, means: Tensor, stds: Tensor, level: float = 0.95, log_weights: Tensor | None = None) -> float:
@@ -157,7 +167,7 @@ def coverage_mixture(y: Tensor, means: Tensor, stds: Tensor, level: float = 0.95
 
 def miscalibration_area_mixture(y: Tensor, means: Tensor, stds: Tensor, log_weights: Tensor | None = None) -> float:
     """As :func:`miscalibration_area`, for central intervals of mixtures of Gaussians."""
-    return _area((2 * mixture_cdf(y, means, stds, log_weights) - 1).abs())
+    return level_area((2 * mixture_cdf(y, means, stds, log_weights) - 1).abs())
 
 
 def coverage_interval(y: Tensor, lower: Tensor, upper: Tensor) -> float:
@@ -170,14 +180,8 @@ def coverage_interval(y: Tensor, lower: Tensor, upper: Tensor) -> float:
     return float(((lower <= y) & (y <= upper)).double().mean())
 
 
-def _mean_absolute(mean: Tensor, std: Tensor) -> Tensor:
-    """``E|N(mean, std^2)|``."""
-    z = mean / std
-    return std * (2 * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi) + z * (2 * torch.special.ndtr(z) - 1))
-
-
-def _area(levels: Tensor) -> float:
-    """Integral over nominal levels of the distance to the share of outcomes whose own level is below."""
+def level_area(levels: Tensor) -> float:
+    """Miscalibration area from the smallest level, 0 to 1, of a central interval that holds each outcome."""
     steps = levels.flatten().sort().values
     edges = torch.cat([steps.new_zeros(1), steps, steps.new_ones(1)])
     heights = torch.arange(edges.shape[0] - 1, dtype=steps.dtype, device=steps.device) / steps.shape[0]
@@ -201,6 +205,12 @@ def simple_regret(values: Tensor, optimal_value: float) -> Tensor:
 def cumulative_regret(values: Tensor, optimal_value: float) -> Tensor:
     """Sum over trials of the distance to the optimum (maximization), along the last dimension."""
     return (optimal_value - values).cumsum(dim=-1)
+
+
+def _mean_absolute(mean: Tensor, std: Tensor) -> Tensor:
+    """``E|N(mean, std^2)|``."""
+    z = mean / std
+    return std * (2 * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi) + z * (2 * torch.special.ndtr(z) - 1))
 
 
 def _same_shape(first: str, a: Tensor, second: str, b: Tensor) -> None:

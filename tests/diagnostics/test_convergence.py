@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqbdl.diagnostics import cross_validate
+from seqbdl.diagnostics import coverage, cross_validate, crps_gaussian, crps_mixture, miscalibration_area, mixture_cdf
 from seqbdl.errors import InvalidOptionError, ShapeError
 from seqbdl.surrogates import make_surrogate
 
@@ -92,6 +92,18 @@ def test_particles_are_scored_by_their_mixture_density() -> None:
     fresh = make_surrogate("ensemble", 2, **options).fit(X[~out], Y[~out])
     posterior: Any = fresh.posterior(X[out], observation_noise=True)
     assert torch.allclose(result.log_density[out], posterior.density(Y[out]).log(), atol=1e-6)
+    mixture = (posterior.values, posterior.noise.sqrt())
+    assert float(result.crps_values[out].mean()) == pytest.approx(crps_mixture(Y[out], *mixture), abs=1e-6)
+    assert torch.allclose(result.cdf[out], mixture_cdf(Y[out], *mixture), atol=1e-6)
+
+
+def test_gaussian_predictions_have_the_scores_of_their_moments() -> None:
+    X, Y = data(9)
+    result = cross_validate(make_surrogate("gp", 2), X, Y, folds=3)
+    gaussian = (result.y, result.mean, result.std)
+    assert result.crps == pytest.approx(crps_gaussian(*gaussian))
+    assert result.miscalibration_area == pytest.approx(miscalibration_area(*gaussian))
+    assert [result.coverage(level) for level in (0.3, 0.95)] == [coverage(*gaussian, level) for level in (0.3, 0.95)]
 
 
 def test_plot_shows_every_row() -> None:
@@ -116,3 +128,5 @@ def test_bad_settings_are_named() -> None:
         cross_validate(surrogate, X, Y[:3])
     with pytest.raises(ShapeError, match="Yvar"):
         cross_validate(surrogate, X, Y, Y[:3])
+    with pytest.raises(InvalidOptionError, match="level=1"):
+        cross_validate(make_surrogate("gp", 2), X, Y, folds=2).coverage(1.0)
