@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 TAIL = (0.05, 0.95)
 """The quantiles whose effective sample sizes the tail ESS is the smaller of (Vehtari et al. 2021, section 4.3)."""
 
+DRAWS_FOR_ESS = 10
+"""Half chains of fewer than 5 draws leave the estimator no lag: it would answer ``N log10 N`` for any chains whatever."""
+
 
 @dataclass(frozen=True)
 class Convergence:
     """Diagnostics of ``K`` scalar quantities, each followed over all draws of all chains.
 
     A quantity that never changes has NaN everywhere but in its mean and standard deviation: there is nothing to
-    diagnose. Chains that are stuck, each in a place of its own, have an infinite R-hat.
+    diagnose. Chains that are stuck, each in a place of its own, have an infinite R-hat. Effective sample sizes and
+    Monte Carlo errors are NaN for fewer than 10 draws a chain, from which they cannot be estimated.
 
     Attributes:
         index: ``K x k``, where each quantity stands in the trailing dimensions of what was handed in.
@@ -68,7 +72,10 @@ class Convergence:
         return _worst(self.r_hat)
 
     def converged(self, max_r_hat: float = 1.01, min_ess: float = 400.0) -> bool:
-        """Whether every quantity that changes keeps both limits; the defaults are those of Vehtari et al. (2021)."""
+        """Whether every quantity that changes keeps both limits; the defaults are those of Vehtari et al. (2021).
+
+        An effective sample size that is unknown, for fewer than 10 draws a chain, is not large enough.
+        """
         moves = ~self.r_hat.isnan()
         ess = torch.minimum(self.ess_bulk, self.ess_tail)
         return bool(((self.r_hat <= max_r_hat) & (ess >= min_ess))[moves].all())
@@ -235,10 +242,13 @@ def monte_carlo_error(draws: Tensor) -> Tensor:
     """Standard error of the mean over ``draws x chains``, with the chains' autocorrelation, ``...``.
 
     Args:
-        draws: ``draws x chains x ...`` with at least 4 draws.
+        draws: ``draws x chains x ...`` with at least 10 draws.
     """
-    if isinstance(draws, Tensor) and (draws.dim() < 2 or draws.shape[0] < 4):
-        raise ShapeError(f"draws has shape {tuple(draws.shape)}; it needs draws x chains x ... with at least 4 draws")
+    if isinstance(draws, Tensor) and (draws.dim() < 2 or draws.shape[0] < DRAWS_FOR_ESS):
+        raise ShapeError(
+            f"draws has shape {tuple(draws.shape)}; it needs draws x chains x ... with at least {DRAWS_FOR_ESS} draws, "
+            "from which the autocorrelation is estimated"
+        )
     values = _inputs.finite("draws", draws).detach().cpu().numpy()
     return torch.as_tensor(array_stats.mcse(values, chain_axis=1, draw_axis=0, method="mean"))
 
@@ -253,6 +263,8 @@ def _arviz(flat: np.ndarray) -> dict[str, Tensor]:
     # A chain that is stuck has no variance within: R-hat is infinite then, by division by zero, as it should be.
     with np.errstate(divide="ignore", invalid="ignore"):
         scores["r_hat"][moves] = array_stats.rhat(part, method="rank", **axes)
+    if flat.shape[0] < DRAWS_FOR_ESS:
+        return {name: torch.as_tensor(value) for name, value in scores.items()}
     scores["ess_bulk"][moves] = array_stats.ess(part, method="bulk", **axes)
     scores["ess_tail"][moves] = array_stats.ess(part, method="tail", prob=TAIL, **axes)
     scores["mcse_mean"][moves] = array_stats.mcse(part, method="mean", **axes)

@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from seqbdl.diagnostics import _inputs
-from seqbdl.diagnostics.convergence import monte_carlo_error
+from seqbdl.diagnostics.convergence import DRAWS_FOR_ESS, monte_carlo_error
 from seqbdl.errors import ShapeError
 
 
@@ -52,7 +52,7 @@ def kinetic_temperature(momenta: Tensor, mass: Tensor | float = 1.0) -> Temperat
         mass: Diagonal of the mass matrix: a number, ``P``, or broadcastable to ``momenta``.
 
     Raises:
-        ShapeError: Momenta are not ``draws x chains x P`` with at least 4 draws, or the mass does not fit.
+        ShapeError: Momenta are not ``draws x chains x P`` with at least 10 draws, or the mass does not fit.
         InvalidDataError: NaN, or a mass that is not positive.
     """
     v = _chains("momenta", momenta)
@@ -72,7 +72,7 @@ def configurational_temperature(positions: Tensor, gradients: Tensor, centre: Te
             mode it has the smallest Monte Carlo error. Zero, as in Wenzel et al., by default.
 
     Raises:
-        ShapeError: The shapes differ, or there are fewer than 4 draws.
+        ShapeError: The shapes differ, or there are fewer than 10 draws.
         InvalidDataError: NaN or infinite entries.
     """
     theta = _chains("positions", positions)
@@ -98,9 +98,9 @@ def kinetic_interval(num_coordinates: int, temperature: float = 1.0, level: floa
 
 
 def _chains(name: str, value: Tensor) -> Tensor:
-    if isinstance(value, Tensor) and (value.dim() != 3 or value.shape[0] < 4):
+    if isinstance(value, Tensor) and (value.dim() != 3 or value.shape[0] < DRAWS_FOR_ESS):
         raise ShapeError(
-            f"{name} has shape {tuple(value.shape)}; it needs draws x chains x P with at least 4 draws. "
+            f"{name} has shape {tuple(value.shape)}; it needs draws x chains x P with at least {DRAWS_FOR_ESS} draws. "
             f"One chain is {name}.unsqueeze(1)"
         )
     return _inputs.finite(name, value).detach()

@@ -123,8 +123,20 @@ def test_constants_are_not_diagnosed_and_stuck_chains_are_infinite() -> None:
     assert "1 stuck" in str(found.plot_r_hat().get_legend().get_texts()[0].get_text())
 
 
+@pytest.mark.parametrize("draws", [9, 10])
+def test_effective_sample_sizes_are_unknown_for_very_short_chains(draws: int) -> None:
+    """Chains that hardly move are worth about one draw each; short ones must not seem to be worth more than all draws."""
+    stuck = torch.arange(6.0, dtype=torch.float64) + 1e-3 * normals(draws, 6)
+    found = chain_convergence(stuck.unsqueeze(-1))
+    assert float(found.r_hat) > 1.5
+    assert not found.converged(max_r_hat=1e6, min_ess=30.0)
+    for score in (found.ess_bulk, found.ess_tail, found.mcse_mean, found.mcse_std):
+        assert bool(score.isnan()) == (draws < 10)
+    assert draws < 10 or float(found.ess_bulk) < 2 * 2 * 6  # two half chains of each, hardly ever more than two draws
+
+
 def test_an_even_sample_of_many_quantities() -> None:
-    draws = normals(8, 2, 101)
+    draws = normals(12, 2, 101)
     found = chain_convergence(draws, max_quantities=11)
     assert found.index.flatten().tolist() == list(range(0, 101, 10))
     assert found.num_quantities == 101
@@ -182,8 +194,8 @@ def test_bad_draws_are_named() -> None:
         chain_convergence(normals(8, 2), max_quantities=0)
     with pytest.raises(ShapeError, match="list"):
         chain_convergence([1.0, 2.0])  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match="at least 4 draws"):
-        monte_carlo_error(normals(3, 2))
+    with pytest.raises(ShapeError, match="at least 10 draws"):
+        monte_carlo_error(normals(9, 2))
     one_long = normals(20)
     split = one_long.unflatten(0, (2, -1)).transpose(0, 1)  # the remedy that the message proposes
     assert torch.equal(split[:, 1], one_long[10:])
