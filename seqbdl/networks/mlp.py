@@ -180,6 +180,13 @@ class MLP(Network):
         assert total is not None
         return total
 
+    def jacobian(self, tangents: Tangents) -> Tensor:
+        pieces = []
+        for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
+            w = self._weight_scale[layer] * a[..., None, :, None] * d.unsqueeze(-2)  # S x K x N x m x in x out
+            pieces += [w.flatten(-2), self._bias_scale[layer] * d]
+        return torch.cat(pieces, -1).movedim(1, -2).flatten(-2)
+
     def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
         pieces = []
         for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):

@@ -99,6 +99,10 @@ class ModuleNetwork(Network):
         product: Tensor = torch.einsum("snmp,sp->snm", tangents.parts.expand(v.shape[0], -1, -1, -1), v)
         return product
 
+    def jacobian(self, tangents: Tangents) -> Tensor:
+        dense: Tensor = tangents.parts
+        return dense
+
     def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
         product: Tensor = torch.einsum("snmp,snm->sp", tangents.parts.expand(alpha.shape[0], -1, -1, -1), alpha)
         return product

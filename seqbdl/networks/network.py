@@ -83,6 +83,12 @@ class Network(ABC):
     def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
         """``J^T alpha`` for ``alpha: S x N x m``, ``S x P``."""
 
+    def jacobian(self, tangents: Tangents) -> Tensor:
+        """``J`` itself, ``S x N x m x P``, differentiable in the inputs: for methods that need the weights one by one."""
+        S, N, m = tangents.values.shape
+        eye = torch.eye(N * m).to(tangents.values).reshape(N * m, 1, N, m)
+        return torch.stack([self.vjp(tangents, row.expand(S, -1, -1)) for row in eye], 1).unflatten(1, (N, m))
+
     @abstractmethod
     def hidden(self, z: Tensor, X: Tensor) -> Tensor:
         """The last hidden layer and a constant, what a linear head sees, ``S x batch x q x F``."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, Network
+from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, Network, RelativeNetwork
 from seqbdl.networks.activations import ACTIVATIONS, activate, activation_slope
 
 D = 3
@@ -83,6 +83,8 @@ def test_tangents_equal_dense_jacobians(name: str) -> None:
     torch.testing.assert_close(network.jvp(first, v), torch.einsum("snmp,sp->snm", J, v), rtol=1e-10, atol=1e-10)
     alpha = torch.randn(first.values.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     torch.testing.assert_close(network.vjp(first, alpha), torch.einsum("snmp,snm->sp", J, alpha), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(network.jacobian(first), J, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(Network.jacobian(network, first), J, rtol=1e-10, atol=1e-10)  # by pullbacks, for networks to come
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -125,6 +127,30 @@ def test_hidden_layer_times_head_is_the_network(name: str) -> None:
         head = torch.cat([W.transpose(-1, -2), z[:, -m:].reshape(3, 1, m)], 1)
     values = torch.einsum("sbqf,sfm->sbqm", network.hidden(z, X), head)
     torch.testing.assert_close(values, network.forward(z, X), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_relative_to_a_start(name: str) -> None:
+    """``f(x; z) - f(x; a)`` vanishes at ``a``, and has the Jacobian of the network."""
+    network, X, z, start = NETWORKS[name](), points(2, 3, D), weights(NETWORKS[name](), 3), weights(NETWORKS[name](), 1, seed=6)
+    relative = RelativeNetwork(network, start)
+    torch.testing.assert_close(relative.forward(start, X), torch.zeros(1, 2, 3, network.num_outputs).double())
+    expected = network.forward(z, X) - network.forward(start, X)
+    torch.testing.assert_close(relative.forward(z, X), expected, rtol=1e-12, atol=1e-12)
+    rows, flat = X.reshape(-1, D), expected.flatten(1, 2)
+    tangents, plain = relative.tangents(z, rows), network.tangents(z, rows)
+    torch.testing.assert_close(tangents.values, flat, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(relative.jacobian(tangents), network.jacobian(plain))
+    torch.testing.assert_close(relative.tangent_kernel(tangents, tangents), network.tangent_kernel(plain, plain))
+    torch.testing.assert_close(
+        relative.tangent_gram(tangents, torch.Size([2]), 3), network.tangent_gram(plain, torch.Size([2]), 3)
+    )
+    values, back = relative.pullback(z, rows)
+    torch.testing.assert_close(values, flat, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(back(flat), network.vjp(plain, flat), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(relative.vjp(tangents, flat), network.vjp(plain, flat))
+    torch.testing.assert_close(relative.jvp(tangents, z), network.jvp(plain, z))
+    torch.testing.assert_close(relative.hidden(z, X), network.hidden(z, X))
 
 
 def test_forward_mode_of_modules() -> None:

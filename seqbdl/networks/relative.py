@@ -1,0 +1,58 @@
+"""A network read relative to where it started, so that its function prior has mean zero at a random initialization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from seqbdl.networks.network import Network, Tangents
+
+
+class RelativeNetwork(Network):
+    """``f(x; z) - f(x; a)``: the same Jacobian, and the value zero at ``z = a``.
+
+    A prior ``z ~ N(a, I)`` around a random start has a linearization in which every unit is alive (around ``z = 0`` most
+    derivatives vanish), and around it the function prior is the centred Gaussian process with the tangent kernel.
+
+    Args:
+        network: The network.
+        start: ``1 x P``, ``a``.
+    """
+
+    def __init__(self, network: Network, start: Tensor) -> None:
+        self.network, self.start = network, start
+        self.input_dim, self.num_outputs, self.num_params = network.input_dim, network.num_outputs, network.num_params
+
+    def _at_start(self, X: Tensor) -> Tensor:
+        return self.network.forward(self.start.to(X), X)
+
+    def forward(self, z: Tensor, X: Tensor) -> Tensor:
+        return self.network.forward(z, X) - self._at_start(X)
+
+    def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        values, back = self.network.pullback(z, X)
+        return values - self._at_start(X), back
+
+    def tangents(self, z: Tensor, X: Tensor) -> Tangents:
+        tangents = self.network.tangents(z, X)
+        return Tangents(tangents.values - self._at_start(X.reshape(-1, self.input_dim)), tangents.parts)
+
+    def tangent_kernel(self, first: Tangents, second: Tangents) -> Tensor:
+        return self.network.tangent_kernel(first, second)
+
+    def tangent_gram(self, tangents: Tangents, batch: torch.Size, q: int) -> Tensor:
+        return self.network.tangent_gram(tangents, batch, q)
+
+    def jacobian(self, tangents: Tangents) -> Tensor:
+        return self.network.jacobian(tangents)
+
+    def jvp(self, tangents: Tangents, v: Tensor) -> Tensor:
+        return self.network.jvp(tangents, v)
+
+    def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
+        return self.network.vjp(tangents, alpha)
+
+    def hidden(self, z: Tensor, X: Tensor) -> Tensor:
+        return self.network.hidden(z, X)
