@@ -3,7 +3,7 @@
 #   make test    the test suite, with the notebooks and the examples of the documentation
 #   make carriers  what optional environments need; tests of these are skipped without it
 # Variables: PYTHON (which python makes .venv), TORCH_INDEX (an index to take torch from, for a CPU-only build:
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS, UCI_DATA (see benchmarks/uci.py).
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -12,6 +12,7 @@ WORKERS ?= 2
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+UCI_DATA ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 METADATA := pyproject.toml setup.py constraints.txt
@@ -64,7 +65,14 @@ docs: $(VENV)/.seqbdl-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 bench: $(VENV)/.seqbdl-dev
-	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit 1; done
+	@for script in benchmarks/*.py; do \
+		data=; \
+		if [ "$$script" = benchmarks/uci.py ]; then \
+			if [ -z "$(UCI_DATA)" ]; then echo "$$script: left out; name the folder of its data with UCI_DATA="; continue; fi; \
+			data="--data $(UCI_DATA)"; \
+		fi; \
+		echo "$$script"; $(BIN)/python $$script $$data $(BENCH_ARGS) || exit 1; \
+	done
 
 # What optional environments need: simulators, and packages that carry measured tables. The latter are only read, never
 # imported, and their own requirements conflict with ours, hence --no-deps.

@@ -40,12 +40,11 @@ from seqbdl.surrogates.network_prior import NetworkBuilder, standard_normal
 from seqbdl.surrogates.scaling import Scaling
 
 RESULTS = Path(__file__).parent / "results"
+MAP, DROPOUT = "MAP", "MC dropout, tuned"
 SETS = ("boston", "concrete", "energy", "yacht")
 SPLITS = 20
 NETWORK = (50,)
-MAP = "MAP"
-DROPOUT = "MC dropout, tuned"
-# What keeps a method within one hidden layer of 50 units.
+# What keeps a method at one hidden layer of 50 units.
 OPTIONS: dict[str, dict[str, object]] = {"laplace": {"num_branches": 1}}
 
 # Mean log-likelihood and RMSE with their standard errors (None: not printed). Sources print standard deviations for
