@@ -1,8 +1,21 @@
 """Networks as functions of stacked weight vectors."""
 
+from seqbdl.networks.affine import AffineNetwork, masked
+from seqbdl.networks.linear import LinearHead
 from seqbdl.networks.mlp import MLP
 from seqbdl.networks.module import HeadedNetwork, ModuleNetwork
-from seqbdl.networks.network import Network, Tangents
+from seqbdl.networks.network import Network, Tangents, WeightBlock
 from seqbdl.networks.relative import RelativeNetwork
 
-__all__ = ["MLP", "HeadedNetwork", "ModuleNetwork", "Network", "RelativeNetwork", "Tangents"]
+__all__ = [
+    "AffineNetwork",
+    "HeadedNetwork",
+    "LinearHead",
+    "MLP",
+    "ModuleNetwork",
+    "Network",
+    "RelativeNetwork",
+    "Tangents",
+    "WeightBlock",
+    "masked",
+]

@@ -6,14 +6,18 @@ over layers from Gram matrices of activations and of backward signals, so that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.networks.activations import activate, activation_slope, centred
-from seqbdl.networks.network import Network, Tangents
+from seqbdl.networks.network import Network, Tangents, WeightBlock
+
+_CACHE_BYTES = 2**19
+"""Of one layer's activations that a gradient works on: half of a usual second-level cache."""
 
 
 class MLP(Network):
@@ -73,7 +77,7 @@ class MLP(Network):
 
     def _first(self, X: Tensor) -> Tensor:
         """Scaled inputs, ``1 x 1 x N x d``."""
-        return (centred(X.reshape(-1, self.input_dim)) * self._input_scale)[None, None]
+        return (centred(X.reshape(-1, self.input_dim)) * self._input_scale.to(X))[None, None]
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
         h = self._first(X)
@@ -85,26 +89,35 @@ class MLP(Network):
         return values.unflatten(1, X.shape[:-1])
 
     def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        layers = self._layers(z)
-        acts, pres = [self._first(X)], []
+        S, K = z.shape[0], self.branches
+        layers = [(w.flatten(0, 1), b.flatten(0, 1)) for w, b in self._layers(z)]  # (S K) x in x out
+        acts, pres = [self._first(X)[0].expand(S * K, -1, -1)], []
         for w, b in layers[:-1]:
-            pres.append(torch.baddbmm(b.flatten(0, 1), acts[-1].expand(*w.shape[:2], -1, -1).flatten(0, 1), w.flatten(0, 1)))
-            acts.append(activate(pres[-1], self.activation).unflatten(0, w.shape[:2]))
+            pres.append(torch.baddbmm(b, acts[-1], w))
+            acts.append(activate(pres[-1], self.activation))
         w, b = layers[-1]
-        values = (acts[-1] @ w + b).sum(1) / self.branches**0.5
+        values = torch.baddbmm(b, acts[-1], w).unflatten(0, (S, K)).sum(1) / K**0.5
+        ones = acts[0].new_ones(1, 1, X.shape[0]).expand(S * K, -1, -1)
 
         def back(cotangent: Tensor) -> Tensor:
-            signal = (cotangent / self.branches**0.5).unsqueeze(1).expand(-1, self.branches, -1, -1)  # S x K x N x m
+            signal = (cotangent / K**0.5).unsqueeze(1).expand(-1, K, -1, -1).flatten(0, 1)  # (S K) x N x out
             pieces: list[Tensor] = []
             for layer in range(len(layers) - 1, -1, -1):
-                weights = self._weight_scale[layer] * (acts[layer].transpose(-1, -2) @ signal)
-                pieces = [weights.flatten(-2), self._bias_scale[layer] * signal.sum(-2), *pieces]
+                weights = torch.bmm(acts[layer].transpose(1, 2), signal).mul_(self._weight_scale[layer])
+                biases = torch.bmm(ones, signal).mul_(self._bias_scale[layer])  # a product is faster than a strided sum
+                pieces = [weights.flatten(1), biases.flatten(1), *pieces]
                 if layer > 0:
-                    slope = activation_slope(pres[layer - 1], self.activation).unflatten(0, signal.shape[:2])
-                    signal = (signal @ layers[layer][0].transpose(-1, -2)) * slope
-            return torch.cat(pieces, -1).flatten(1)
+                    slope = activation_slope(pres[layer - 1], self.activation)
+                    signal = torch.bmm(signal, layers[layer][0].transpose(1, 2)).mul_(slope)
+            return torch.cat(pieces, -1).unflatten(0, (S, K)).flatten(1)
 
         return values, back
+
+    def members_at_once(self, X: Tensor) -> int | None:
+        if X.device.type != "cpu":
+            return None
+        bytes_each = X.shape[0] * self.branches * max(self.widths) * X.element_size()
+        return max(1, _CACHE_BYTES // bytes_each)
 
     @property
     def num_units(self) -> int:
@@ -160,16 +173,47 @@ class MLP(Network):
     def _kernel(self, first: tuple[list[Tensor], list[Tensor]], second: tuple[list[Tensor], list[Tensor]]) -> Tensor:
         """Sum over layers and branches of input products times signal products, ``S x ... x (N m) x (N' m)``."""
         total: Tensor | None = None
+        for part in self._layer_kernels(first, second):
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _layer_kernels(
+        self, first: tuple[list[Tensor], list[Tensor]], second: tuple[list[Tensor], list[Tensor]]
+    ) -> Iterator[Tensor]:
         m = self.num_outputs
         for layer, (a1, a2, d1, d2) in enumerate(zip(first[0], second[0], first[1], second[1], strict=True)):
             inputs = self._weight_scale[layer] ** 2 * (a1 @ a2.transpose(-1, -2)) + self._bias_scale[layer] ** 2
             if m > 1:
                 inputs = inputs.repeat_interleave(m, -1).repeat_interleave(m, -2)
             signals = d1.flatten(-3, -2) @ d2.flatten(-3, -2).transpose(-1, -2)
-            part = (inputs * signals).sum(1)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+            yield (inputs * signals).sum(1)
+
+    @property
+    def blocks(self) -> tuple[WeightBlock, ...]:
+        layers = [WeightBlock(a + 1, b, i) for i, (a, b) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True))]
+        return tuple(layers) * self.branches
+
+    def group_kernels(self, tangents: Tangents) -> Tensor:
+        return torch.stack([part[0] for part in self._layer_kernels(tangents.parts, tangents.parts)])
+
+    def kronecker_factors(self, tangents: Tangents, root: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """``A = sum a a^T`` of the layer's inputs, ``B = sum g g^T`` of the backward signals of whitened outputs, ``c = N``
+        (Martens and Grosse 2015)."""
+        layers = []
+        for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
+            signals = root[:, :, None] * d[0] if root.dim() == 2 else root.transpose(-1, -2) @ d[0]  # K x N x m x out
+            bias = self._bias_scale[layer].expand(*a[0].shape[:-1], 1)
+            inputs = torch.cat([self._weight_scale[layer] * a[0], bias], -1).expand(self.branches, -1, -1)
+            signals = signals.flatten(1, 2)
+            layers.append((inputs.transpose(-1, -2) @ inputs, signals.transpose(-1, -2) @ signals))
+        count = root.new_tensor(float(root.shape[0]))
+        return [(A[k], B[k], count) for k in range(self.branches) for A, B in layers]
+
+    def rescaled(self, factors: Tensor) -> MLP:
+        twin = copy.copy(self)
+        twin._weight_scale, twin._bias_scale = self._weight_scale * factors, self._bias_scale * factors
+        return twin
 
     def jvp(self, tangents: Tangents, v: Tensor) -> Tensor:
         total: Tensor | None = None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seqbdl.errors import InvalidOptionError
+from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.networks.activations import centred
-from seqbdl.networks.network import Network, Tangents
+from seqbdl.networks.network import Network, Tangents, WeightBlock
 
 
 class ModuleNetwork(Network):
@@ -102,6 +103,29 @@ class ModuleNetwork(Network):
     def jacobian(self, tangents: Tangents) -> Tensor:
         dense: Tensor = tangents.parts
         return dense
+
+    @property
+    def blocks(self) -> tuple[WeightBlock, ...]:
+        """Weight tensors as matrices, first dimension by the rest; vectors have one row."""
+        shapes = [(s[0], s[1:].numel()) if len(s) > 1 else (1, s.numel()) for s in self._shapes]
+        return tuple(WeightBlock(rows, cols, i) for i, (rows, cols) in enumerate(shapes))
+
+    def rescaled(self, factors: Tensor) -> ModuleNetwork:
+        twin = copy.copy(self)
+        twin._scale = self._scale.to(factors) * factors[self.group_of_weights(factors)]
+        return twin
+
+    def mask(self, names: Sequence[str]) -> Tensor:
+        """Which weights belong to the parameters of these names, or of submodules of these names, ``P`` booleans.
+
+        Raises:
+            UnknownNameError: A name fits no parameter.
+        """
+        for name in names:
+            if not any(own == name or own.startswith(f"{name}.") for own in self._names):
+                raise UnknownNameError("parameter", name, self._names)
+        picked = [any(own == name or own.startswith(f"{name}.") for name in names) for own in self._names]
+        return torch.tensor(picked).repeat_interleave(torch.tensor([s.numel() for s in self._shapes]))
 
     def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
         product: Tensor = torch.einsum("snmp,snm->sp", tangents.parts.expand(alpha.shape[0], -1, -1, -1), alpha)

@@ -46,6 +46,15 @@ class Network(ABC):
 
         return values.detach(), back
 
+    def members_at_once(self, X: Tensor) -> int | None:
+        """How many members a gradient should take at a time, for their activations to stay in the processor's cache;
+        ``None``: any number.
+
+        Args:
+            X: ``N x d``.
+        """
+        return None
+
     def input_masks(self, keep: Tensor) -> Tensor:
         """Factors on whitened weights that switch units off: a unit is off when every weight that leaves it is zero.
 
@@ -89,9 +98,78 @@ class Network(ABC):
         eye = torch.eye(N * m).to(tangents.values).reshape(N * m, 1, N, m)
         return torch.stack([self.vjp(tangents, row.expand(S, -1, -1)) for row in eye], 1).unflatten(1, (N, m))
 
+    @property
+    def blocks(self) -> tuple[WeightBlock, ...]:
+        """The matrices that the weights consist of, in order: one per layer with its biases, or one per weight tensor."""
+        return (WeightBlock(1, self.num_params, 0),)
+
+    @property
+    def num_groups(self) -> int:
+        """Layers (or weight tensors) that may each have a prior precision of their own."""
+        return 1 + max(block.group for block in self.blocks)
+
+    def group_of_weights(self, like: Tensor) -> Tensor:
+        """The group of every weight, ``P`` indices on the device of ``like``."""
+        sizes = torch.tensor([block.rows * block.cols for block in self.blocks])
+        groups = torch.tensor([block.group for block in self.blocks])
+        return groups.repeat_interleave(sizes).to(like.device)
+
+    def group_kernels(self, tangents: Tangents) -> Tensor:
+        """``J_g J_g^T`` of every group of weights for one weight vector, ``G x (N m) x (N m)``; their sum is the tangent
+        kernel."""
+        rows = self.jacobian(tangents)[0].flatten(0, 1)
+        group = self.group_of_weights(rows)
+        parts = [rows[:, group == g] for g in range(self.num_groups)]
+        return torch.stack([part @ part.T for part in parts])
+
+    def kronecker_factors(self, tangents: Tangents, root: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Factors ``(A, B, c)`` per block with ``J^T R R^T J`` near ``A (x) B / c``, for one weight vector; all three add up
+        over rows.
+
+        Here from the Jacobians ``G`` (``a x b`` matrices) of the whitened outputs, ``A = sum G G^T``, ``B = sum G^T G`` and
+        ``c`` the trace of both: any weight tensor has them, and the trace is right. Networks that know their layers use
+        activations and backward signals instead.
+
+        Args:
+            tangents: At ``N`` rows.
+            root: ``N x m`` or ``N x m x m``, ``R``.
+        """
+        rows = self.jacobian(tangents)[0]  # N x m x P
+        white = root.unsqueeze(-1) * rows if root.dim() == 2 else root.transpose(-1, -2) @ rows
+        factors = []
+        for block, piece in zip(self.blocks, white.split([b.rows * b.cols for b in self.blocks], -1), strict=True):
+            G = piece.flatten(0, 1).unflatten(-1, (block.rows, block.cols))
+            left, right = torch.einsum("nab,ncb->ac", G, G), torch.einsum("nab,nac->bc", G, G)
+            factors.append((left, right, left.trace()))
+        return factors
+
+    def rescaled(self, factors: Tensor) -> Network:
+        """The network with the prior scales of every group multiplied by ``factors: G``; the same function has whitened
+        weights divided by them.
+
+        Raises:
+            InvalidOptionError: The scales of this network are fixed.
+        """
+        raise InvalidOptionError("this network's prior scales are fixed")
+
     @abstractmethod
     def hidden(self, z: Tensor, X: Tensor) -> Tensor:
         """The last hidden layer and a constant, what a linear head sees, ``S x batch x q x F``."""
+
+
+@dataclass(frozen=True)
+class WeightBlock:
+    """A matrix of weights, stored row by row.
+
+    Attributes:
+        rows: Of the matrix.
+        cols: Of the matrix.
+        group: Index of the layer or weight tensor that shares one prior precision.
+    """
+
+    rows: int
+    cols: int
+    group: int
 
 
 @dataclass(frozen=True)

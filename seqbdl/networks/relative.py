@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from seqbdl.networks.network import Network, Tangents
+from seqbdl.networks.network import Network, Tangents, WeightBlock
 
 
 class RelativeNetwork(Network):
@@ -35,6 +35,9 @@ class RelativeNetwork(Network):
         values, back = self.network.pullback(z, X)
         return values - self._at_start(X), back
 
+    def members_at_once(self, X: Tensor) -> int | None:
+        return self.network.members_at_once(X)
+
     def tangents(self, z: Tensor, X: Tensor) -> Tangents:
         tangents = self.network.tangents(z, X)
         return Tangents(tangents.values - self._at_start(X.reshape(-1, self.input_dim)), tangents.parts)
@@ -53,6 +56,21 @@ class RelativeNetwork(Network):
 
     def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
         return self.network.vjp(tangents, alpha)
+
+    @property
+    def blocks(self) -> tuple[WeightBlock, ...]:
+        return self.network.blocks
+
+    def group_kernels(self, tangents: Tangents) -> Tensor:
+        return self.network.group_kernels(tangents)
+
+    def kronecker_factors(self, tangents: Tangents, root: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return self.network.kronecker_factors(tangents, root)
+
+    def rescaled(self, factors: Tensor) -> RelativeNetwork:
+        """The start stays the same function; its whitened weights are divided by the factors."""
+        start = self.start.to(factors)
+        return RelativeNetwork(self.network.rescaled(factors), start / factors[self.group_of_weights(factors)])
 
     def hidden(self, z: Tensor, X: Tensor) -> Tensor:
         return self.network.hidden(z, X)
