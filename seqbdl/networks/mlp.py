@@ -19,6 +19,10 @@ from seqbdl.networks.network import Network, Tangents, WeightBlock
 _CACHE_BYTES = 2**19
 """Of one layer's activations that a gradient works on: half of a usual second-level cache."""
 
+_CACHED = 2**19
+"""Hidden units times rows that are evaluated at once where nothing needs a gradient: more leave the processor's cache, and a
+million candidates would not fit into memory."""
+
 
 class MLP(Network):
     """Fully connected layers over whitened weights.
@@ -80,13 +84,20 @@ class MLP(Network):
         return (centred(X.reshape(-1, self.input_dim)) * self._input_scale.to(X))[None, None]
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
-        h = self._first(X)
         layers = self._layers(z)
+        if torch.is_grad_enabled() and (z.requires_grad or X.requires_grad):
+            values = self._forward(layers, self._first(X))
+        else:
+            rows = max(32, _CACHED // (z.shape[0] * self.branches * max(self.sizes)))
+            values = torch.cat([self._forward(layers, chunk) for chunk in self._first(X).split(rows, -2)], 1)
+        return values.unflatten(1, X.shape[:-1])
+
+    def _forward(self, layers: list[tuple[Tensor, Tensor]], h: Tensor) -> Tensor:
+        """``S x N x m`` from scaled inputs ``1 x 1 x N x d``."""
         for w, b in layers[:-1]:
             h = activate(h @ w + b, self.activation)
         w, b = layers[-1]
-        values = (h @ w + b).sum(1) / self.branches**0.5  # S x N x m
-        return values.unflatten(1, X.shape[:-1])
+        return (h @ w + b).sum(1) / self.branches**0.5
 
     def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         S, K = z.shape[0], self.branches

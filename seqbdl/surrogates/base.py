@@ -100,6 +100,10 @@ class Surrogate(SurrogateState):
         self._training_data = training_data
         self.eval()
 
+    _draws_in_single_precision: ClassVar[bool] = False
+    """Whether function draws may be evaluated in the precision of ``X``: sums of products of weights can, differences of
+    nearly equal matrices cannot."""
+
     # ------------------------------------------------------------------ learning
 
     def fit(self, X: Tensor, Y: Tensor, Yvar: Tensor | None = None) -> Self:
@@ -272,10 +276,12 @@ class Surrogate(SurrogateState):
             raise InvalidOptionError(f"n={n}; draw at least one function")
         inner = self._draw(n, self.generator if generator is None else generator)
         scaling, outputs, m = self._scaling, self._output_indices, self.output_dim
+        single = self._draws_in_single_precision
 
         def evaluate(X: Tensor) -> Tensor:
             X = check_inputs("X", X, self.input_dim)
-            values = scaling.y_mean + scaling.y_std * inner(scaling.inputs(X))[..., :m]
+            points = scaling.inputs(X)
+            values = scaling.y_mean + scaling.y_std * inner(points.to(X) if single else points)[..., :m]
             return (values if outputs is None else values[..., outputs]).to(X.dtype)
 
         return FunctionDraws(evaluate, n, self.num_outputs)

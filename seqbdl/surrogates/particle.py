@@ -35,6 +35,7 @@ class ParticleSurrogate(Surrogate):
     """
 
     likelihoods: ClassVar[tuple[str, ...]] = LIKELIHOODS
+    _draws_in_single_precision = True
     priors: ClassVar[tuple[str, ...]] = ("gaussian",)
     """Names of the priors that the method can treat."""
 
@@ -110,7 +111,7 @@ class ParticleSurrogate(Surrogate):
 
     def _members(self, X: Tensor, picks: Tensor | None = None) -> Tensor:
         """Latent values of the particles (or of those picked) without fantasies, ``S x batch x q x l``."""
-        return self._network.forward(self._z if picks is None else self._z[picks], X)
+        return self._network.forward((self._z if picks is None else self._z[picks]).to(X), X)
 
     def _posterior(self, X: Tensor, outputs: list[int] | None, noise: Tensor | None, varying: bool = False) -> ParticlePosterior:
         scaling = self._scaling
