@@ -4,10 +4,12 @@ from seqbdl.surrogates import dispatch as dispatch
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
+from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.gp import GPSurrogate
 from seqbdl.surrogates.hmc import HMCSurrogate
 from seqbdl.surrogates.laplace import LaplaceSurrogate
+from seqbdl.surrogates.lofi import LoFiSurrogate
 from seqbdl.surrogates.nngp import NNGPSurrogate
 from seqbdl.surrogates.registry import (
     list_surrogates,
@@ -27,10 +29,14 @@ for _cls in (
     BayesianLastLayerSurrogate,
     HMCSurrogate,
     DKLSurrogate,
+    EKFSurrogate,
+    LoFiSurrogate,
 ):
     register(_cls)
 
 __all__ = [
+    "LoFiSurrogate",
+    "EKFSurrogate",
     "BayesianLastLayerSurrogate",
     "DKLSurrogate",
     "HMCSurrogate",

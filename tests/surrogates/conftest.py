@@ -18,6 +18,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "bayesian-last-layer": {"network": (16, 16), "num_networks": 2},
     "hmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 6, "samples": 4},
     "dkl": {"network": (8, 8), "max_steps": 30},
+    "ekf": {"network": (12, 12)},
+    "lofi": {"network": (16, 16)},
 }
 
 
