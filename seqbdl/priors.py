@@ -141,7 +141,7 @@ class _LogScaledE1(torch.autograd.Function):
         return value.log()
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         u, value = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * (1.0 - 1.0 / (u * value))
 
