@@ -30,6 +30,10 @@ class InvalidOptionError(SeqbdlError):
     """An option has a value that the method cannot work with."""
 
 
+class DivergedError(SeqbdlError):
+    """A sampler has left the finite numbers at the step size that it was given."""
+
+
 class InvalidSpaceError(SeqbdlError):
     """A search space, or a point in it, is not valid."""
 

@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqbdl.inference import hmc as hmc_module
-from seqbdl.inference.hmc import HMCResult, HMCSettings, hmc
-from seqbdl.networks import ModuleNetwork
+from seqbdl.inference import metrics
+from seqbdl.inference.chains import ChainResult
+from seqbdl.inference.gibbs import Gibbs
+from seqbdl.inference.hmc import HMCSettings, hmc
+from seqbdl.inference.log_joint import LogJoint
+from seqbdl.inference.metrics import gauss_newton_metric
+from seqbdl.likelihoods import get_likelihood
+from seqbdl.networks import ModuleNetwork, Network
+from seqbdl.priors import PRIORS, get_prior
 
 S = 250
 SETTINGS = HMCSettings(warmup=40, samples=40)
@@ -21,9 +27,27 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def healthy(result: HMCResult, divergences: float = 0.0) -> None:
-    """``divergences``: the share of trajectories, warm-up included, that may fail while step sizes are found."""
-    assert result.divergences <= divergences * (SETTINGS.warmup + SETTINGS.samples) * result.acceptance.shape[0]
+def joint(
+    network: Network, X: Tensor, Y: Tensor, variance: Tensor, likelihood: str = "gaussian", prior: str = "gaussian"
+) -> LogJoint:
+    return LogJoint(network, get_likelihood(likelihood), get_prior(prior), X, Y, variance)
+
+
+def run(
+    target: LogJoint,
+    start: Tensor,
+    settings: HMCSettings = SETTINGS,
+    noise_prior: tuple[float, Tensor] | None = None,
+    seed: int = 0,
+) -> ChainResult:
+    source = generator(seed)
+    gibbs = None if noise_prior is None else Gibbs(target, noise_prior)
+    return hmc(target, start, gauss_newton_metric(target, start, source), source, settings, gibbs)
+
+
+def healthy(result: ChainResult) -> None:
+    assert result.divergences == 0
+    assert result.acceptance is not None
     assert 0.6 < float(result.acceptance.mean()) <= 1.0
 
 
@@ -35,18 +59,18 @@ def test_linear_networks(m: int, correlated: bool, linear: SimpleNamespace) -> N
         deviations = p.covariance.diagonal().sqrt()
         assert float((p.covariance / torch.outer(deviations, deviations)).fill_diagonal_(0).abs().max()) > 0.5
     start = 5 * linear.normals(S, p.network.num_params)  # far from the posterior
-    result = hmc(p.network, p.X, p.Y, p.variance, start, generator(), SETTINGS)
+    result = run(joint(p.network, p.X, p.Y, p.variance), start)
     healthy(result)
     assert result.z.shape == (40, S, p.network.num_params)
     linear.assert_samples(result.z.flatten(0, 1), p.mean, p.covariance, ess=40 * S * EFFICIENCY)
-    torch.testing.assert_close(result.noise, p.variance.mean(0).expand(40, S, m))  # known noise stays
+    assert result.noise is None  # known noise stays
 
 
 def test_a_mass_matrix_of_few_rows_has_the_same_target(linear: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hmc_module, "MAX_METRIC_ROWS", 3)
+    monkeypatch.setattr(metrics, "MAX_METRIC_ROWS", 3)
     p = linear.problem(level=0.3)
-    result = hmc(p.network, p.X, p.Y, p.variance, linear.normals(S, 3), generator(), SETTINGS)
-    healthy(result, 0.05)
+    result = run(joint(p.network, p.X, p.Y, p.variance), linear.normals(S, 3))
+    healthy(result)
     linear.assert_samples(result.z.flatten(0, 1), p.mean, p.covariance, ess=40 * S * EFFICIENCY)
 
 
@@ -54,7 +78,7 @@ def test_without_data_there_is_the_prior(linear: SimpleNamespace) -> None:
     """One row with enormous noise."""
     p = linear.problem()
     huge = torch.full((1, 1), 1e8).double()
-    result = hmc(p.network, p.X[:1], p.Y[:1], huge, linear.normals(S, 3), generator(), SETTINGS)
+    result = run(joint(p.network, p.X[:1], p.Y[:1], huge), linear.normals(S, 3))
     linear.assert_samples(result.z.flatten(0, 1), torch.zeros(3).double(), torch.eye(3).double(), ess=40 * S * EFFICIENCY)
 
 
@@ -63,9 +87,11 @@ def test_noise_by_gibbs_has_its_exact_marginal(m: int, linear: SimpleNamespace) 
     """Linear network, inverse-gamma noise: the weights integrate out, one quadrature per output gives the marginal."""
     p, shape = linear.problem(n=14, m=m, level=0.1), 3.0
     scale = torch.tensor([2.0, 5.0], dtype=torch.float64)[:m]
-    result = hmc(p.network, p.X, p.Y, p.variance, linear.normals(S, p.network.num_params), generator(), SETTINGS, (shape, scale))
+    start = p.mean + linear.normals(S, p.network.num_params) @ torch.linalg.cholesky(p.covariance).T
+    result = run(joint(p.network, p.X, p.Y, p.variance), start, noise_prior=(shape, scale))
     healthy(result)
-    multiples = result.noise / p.variance.mean(0)  # samples x S x m, of the variances handed in
+    multiples = result.noise  # samples x S x m
+    assert multiples is not None
     grid = torch.linspace(-3.0, 6.0, 3000, dtype=torch.float64)  # log of the multiple
     J = p.J.unflatten(0, p.Y.shape)
     for i in range(m):
@@ -105,8 +131,8 @@ def test_nonlinear_posterior_against_quadrature(size: int, linear: SimpleNamespa
     weight = log_joint.softmax(0)
     settings = HMCSettings(warmup=60, samples=60)
     chains = 300
-    result = hmc(network, X, Y, variance, linear.normals(chains, size), generator(), settings)
-    healthy(result, 0.05)
+    result = run(joint(network, X, Y, variance), linear.normals(chains, size), settings)
+    healthy(result)
     X_test = torch.tensor([[0.0], [0.4], [0.6], [0.95]], dtype=torch.float64)
     # Function values and their squares: (a, b) and (-a, -b) are one function, and a chain does not cross.
     exact, ours = network.forward(z, X_test)[..., 0], network.forward(result.z.flatten(0, 1), X_test)[..., 0]
@@ -124,11 +150,12 @@ def test_nonlinear_posterior_against_quadrature(size: int, linear: SimpleNamespa
 
 def test_same_seed_same_chains(linear: SimpleNamespace) -> None:
     p, start = linear.problem(), linear.normals(4, 3)
-    settings = HMCSettings(warmup=3, samples=3)
+    settings, prior = HMCSettings(warmup=3, samples=3), (3.0, torch.ones(1).double())
     state = torch.get_rng_state()
-    first = hmc(p.network, p.X, p.Y, p.variance, start, generator(1), settings, (3.0, torch.ones(1).double()))
-    second = hmc(p.network, p.X, p.Y, p.variance, start, generator(1), settings, (3.0, torch.ones(1).double()))
+    first, second = (run(joint(p.network, p.X, p.Y, p.variance), start, settings, prior, seed=1) for _ in range(2))
     assert torch.equal(first.z, second.z)
+    assert first.noise is not None
+    assert second.noise is not None
     assert torch.equal(first.noise, second.noise)
     assert torch.equal(state, torch.get_rng_state())
 
@@ -137,6 +164,6 @@ def test_lost_chains_are_counted_and_stay_finite(linear: SimpleNamespace) -> Non
     network = ModuleNetwork(nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 1)), 2)
     p = linear.problem(level=1e-9)
     settings = HMCSettings(warmup=2, samples=3, initial_step=1.5)
-    result = hmc(network, p.X, p.Y, p.variance, 3 * linear.normals(6, network.num_params), generator(), settings)
+    result = run(joint(network, p.X, p.Y, p.variance), 3 * linear.normals(6, network.num_params), settings)
     assert bool(result.z.isfinite().all())
     assert result.divergences > 0

@@ -1,0 +1,130 @@
+"""Cyclical stochastic gradient Hamiltonian Monte Carlo, all chains on one axis (Zhang et al. 2020).
+
+The step size follows ``h_k^2 = h_0^2 / 2 (cos(pi r_k) + 1)``, ``r_k`` in [0, 1) the position within the cycle. The first share
+of a cycle has no noise: large steps run to a mode, perhaps another one than the last cycle's. Then noise comes in, and states
+towards the end of the cycle are kept.
+
+With velocity ``v`` in units of ``M^{-1/2}`` and friction ``C`` per step (their ``alpha``):
+
+    v' = (1 - C) v + h_k M^{-1} grad log p(z, D) + N(0, 2 C T M^{-1}),    z' = z + h_k v'
+
+The velocity is not scaled by the step size, so that it stays at temperature ``T`` while steps shrink. The temperature is one
+unless it is set: the reference experiments on images divide it by the number of training images. The mass matrix may change
+from cycle to cycle, where noise comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqbdl.inference.chains import ChainResult, Record, Target, batch_share, check_finite, largest_curvature
+from seqbdl.inference.gibbs import Gibbs
+from seqbdl.inference.log_joint import minibatches
+from seqbdl.inference.metrics import Metric
+
+
+@dataclass(frozen=True)
+class CSGHMCSettings:
+    """Attributes:
+    cycles: How many, ``M``.
+    steps: Of a cycle.
+    exploration: Share of a cycle without noise.
+    samples: States kept of every chain and cycle, evenly over the last half of the steps with noise.
+    learning_rate: First step size of a cycle, ``h_0``; ``None``: ``caution`` over the root of the largest eigenvalue of
+        ``M^{-1} H`` at the start; with mini-batches at most what keeps their noise at a tenth of ours.
+    friction: ``C``, the share of the velocity that a step loses.
+    caution: Of automatic first steps: radians of the fastest oscillation; at 2 they would be unstable.
+    batch_size: Rows per step; ``None``: all.
+    temperature: ``T`` of the steps with noise.
+    """
+
+    cycles: int = 3
+    steps: int = 60
+    exploration: float = 0.25
+    samples: int = 4
+    learning_rate: float | None = None
+    friction: float = 0.1
+    caution: float = 0.6
+    batch_size: int | None = None
+    temperature: float = 1.0
+
+    def step_factor(self, k: int) -> float:
+        """``h_k / h_0`` of step ``k``, from 0, of a cycle."""
+        return math.sqrt(0.5 * (math.cos(math.pi * k / self.steps) + 1))
+
+    @property
+    def first_noisy(self) -> int:
+        """The first step of a cycle that has noise."""
+        return math.ceil(self.exploration * self.steps)
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """Steps of a cycle after which states are kept."""
+        middle = 0.5 * (self.first_noisy + self.steps)
+        return frozenset(round(middle + (self.steps - middle) * (i + 1) / self.samples) - 1 for i in range(self.samples))
+
+
+def csghmc(
+    target: Target,
+    start: Tensor,
+    metric_at: Callable[[Tensor], Metric],
+    generator: torch.Generator,
+    settings: CSGHMCSettings = CSGHMCSettings(),
+    gibbs: Gibbs | None = None,
+) -> ChainResult:
+    """Sample a log density in cycles.
+
+    Args:
+        target: The log density.
+        start: ``S x P``.
+        metric_at: From the chains' states ``S x P`` to ``M``.
+        generator: Source of randomness: momenta, noise and batches.
+        settings: Lengths and steps.
+        gibbs: Hyperparameters to be drawn whenever a state is kept and where noise comes in; it then defines the target.
+
+    Raises:
+        DivergedError: A chain has left the finite numbers: the step size was too large.
+    """
+    hyper = None if gibbs is None else gibbs.begin(start)
+    if gibbs is not None and hyper is not None:
+        target = gibbs.target(hyper)
+    share = batch_share(target, settings.batch_size)
+    C, T = settings.friction, settings.temperature
+    metric = metric_at(start)
+    if settings.learning_rate is None:
+        limit = settings.caution if share == 1.0 else min(settings.caution, (0.2 * C * share) ** 0.5)
+        first = limit * largest_curvature(target, start, metric, generator).rsqrt()
+    else:
+        first = torch.full_like(start[:, 0], settings.learning_rate)
+    z, record = start, Record(gibbs)
+    batches = minibatches(target.num_rows, settings.batch_size, settings.cycles * settings.steps + 1, generator)
+    gradient = target.value_and_gradient(z, batches[0])[1]
+    for number in range(settings.cycles * settings.steps):
+        k = number % settings.steps
+        h = settings.step_factor(k) * first[:, None]
+        noisy = k >= settings.first_noisy
+        if k == 0:
+            v = torch.zeros_like(z)
+        if k == settings.first_noisy:
+            check_finite(z, number, first)
+            metric = metric_at(z)
+            v = T**0.5 * metric.draw(z, generator)
+        v = (1 - C) * v + h * metric.solve(gradient)
+        if noisy:
+            v = v + (2 * C * T) ** 0.5 * metric.draw(z, generator)
+        z = z + h * v
+        keep = k in settings.kept
+        if keep or k == settings.first_noisy:
+            check_finite(z, number + 1, first)
+            if gibbs is not None and hyper is not None:
+                hyper = gibbs.draw(z, hyper, generator)
+                target = gibbs.target(hyper)
+        gradient = target.value_and_gradient(z, batches[number + 1])[1]
+        if keep:
+            record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C) * metric.square(v) / z.shape[1])
+    return record.result(first)
