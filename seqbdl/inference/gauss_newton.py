@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from seqbdl.inference.observations import Observations, Squares
-from seqbdl.likelihoods import apply_root, apply_root_transposed, whiten_both
-from seqbdl.networks import Network
+from seqbdl.likelihoods import apply_root, apply_root_transposed, whiten_both, whiten_rows
+from seqbdl.networks import Network, Tangents
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
 _FRACTIONS = (1.0, 0.7, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03)
@@ -98,7 +98,7 @@ def minimize(
         precision: Of the penalty.
     """
     z = start
-    S, num_latents = z.shape[0], network.num_outputs
+    S = z.shape[0]
     damping = torch.full((S,), settings.damping, dtype=z.dtype, device=z.device)
     fractions = torch.tensor(_FRACTIONS, dtype=z.dtype, device=z.device)
 
@@ -112,13 +112,10 @@ def minimize(
         steps += 1
         soft = (1.0 + damping)[:, None]
         root = observations.root(tangents.values)
-        B = whiten_both(root, network.tangent_kernel(tangents, tangents), num_latents)
-        B.diagonal(dim1=-2, dim2=-1).add_(precision * soft)
         centre = (anchors + damping[:, None] * z) / soft
         offset = apply_root_transposed(root, network.jvp(tangents, z - centre))
-        residual = (observations.whitened_score(tangents.values) + offset).flatten(1)
-        alpha = torch.cholesky_solve(residual.unsqueeze(-1), safe_cholesky(B)).reshape(S, -1, num_latents)
-        target = centre + network.vjp(tangents, apply_root(root, alpha))
+        residual = observations.whitened_score(tangents.values) + offset
+        target = centre + _linear_minimizer(network, tangents, root, residual, precision * soft)
         # Along the way to the minimizer of the linearized problem: the best of a few fractions, for forward passes only.
         candidates = z + fractions[:, None, None] * (target - z)  # fractions x S x P
         values = network.forward(candidates.flatten(0, 1), X).unflatten(0, (fractions.shape[0], S))
@@ -138,3 +135,25 @@ def minimize(
         if bool(done.all()):
             break
     return GaussNewtonResult(z, loss, steps)
+
+
+def _linear_minimizer(network: Network, tangents: Tangents, root: Tensor, residual: Tensor, ridge: Tensor) -> Tensor:
+    """``argmin_v |R^T J v - r|^2 + ridge |v|^2``, ``S x P``: by rows, ``J^T R (R^T J J^T R + ridge)^{-1} r``, or by weights,
+    ``(J^T R R^T J + ridge)^{-1} J^T R r``, whichever are fewer.
+
+    Args:
+        network: Over whitened weights.
+        tangents: At ``S`` weight vectors and ``n`` rows.
+        root: ``S x n x l`` or ``S x n x l x l``, ``R``.
+        residual: ``S x n x l``, ``r``.
+        ridge: ``S x 1``.
+    """
+    if residual[0].numel() <= network.num_params:
+        B = whiten_both(root, network.tangent_kernel(tangents, tangents), network.num_outputs)
+        B.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        alpha = torch.cholesky_solve(residual.flatten(1).unsqueeze(-1), safe_cholesky(B)).reshape(residual.shape)
+        return network.vjp(tangents, apply_root(root, alpha))
+    rows = whiten_rows(root, network.jacobian(tangents).flatten(1, 2), network.num_outputs)  # S x (n l) x P
+    A = rows.transpose(-1, -2) @ rows
+    A.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return torch.cholesky_solve(rows.transpose(-1, -2) @ residual.flatten(1).unsqueeze(-1), safe_cholesky(A)).squeeze(-1)

@@ -54,6 +54,14 @@ class JointGaussian:
             marginal = diagonal.transpose(-1, -2)
         return marginal.clamp_min(0.0).expand(self.mean.shape)
 
+    @property
+    def covariance_of_points(self) -> Tensor:
+        """Covariances between the outputs of every point by itself, ``batch' x q x m x m``."""
+        q, m = self.num_points, self.num_outputs
+        matrix = self.as_coupled().covariance.squeeze(-3)
+        blocks = matrix.reshape(*matrix.shape[:-2], q, m, q, m)
+        return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
     def scaled(self, shift: Tensor, scale: Tensor) -> JointGaussian:
         """The distribution of ``shift + scale * f``, both of shape ``m``."""
         if self.covariance.shape[-3] == 1:

@@ -43,6 +43,16 @@ class KroneckerBlock:
         return self.left_values.shape[0], self.right_values.shape[0]
 
     @property
+    def left(self) -> Tensor:
+        """``A``."""
+        return self.left_vectors * self.left_values @ self.left_vectors.T
+
+    @property
+    def right(self) -> Tensor:
+        """``B``."""
+        return self.right_vectors * self.right_values @ self.right_vectors.T
+
+    @property
     def eigenvalues(self) -> Tensor:
         """Of the block, ``a x b``."""
         return self.left_values.unsqueeze(-1) * self.right_values + self.shift

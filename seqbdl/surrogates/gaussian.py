@@ -78,13 +78,19 @@ class GaussianSurrogate(Surrogate):
         return joint.to_posterior(X.dtype)
 
     def _latent_samples(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        joint = self._latent(X.unsqueeze(-2)).as_coupled()  # batch x q x 1 x l: every point by itself
-        factor = safe_cholesky(joint.covariance.squeeze(-3))  # batch x q x l x l
+        if self._extra is None:  # every point by itself: no covariance between points
+            alone = self._latent(X.unsqueeze(-2))
+            mean, covariance = alone.mean.squeeze(-2), alone.covariance_of_points.squeeze(-3)
+        else:
+            joint = self._latent(X)
+            mean, covariance = joint.mean, joint.covariance_of_points
+        shape = torch.broadcast_shapes(mean.shape, covariance.shape[:-1])
+        mean, factor = mean.expand(shape), safe_cholesky(covariance).expand(*shape, -1)  # batch x q x l x l
         # Quasi-random normals, the same for all points: answers do not depend on what else is asked.
         uniform = torch.quasirandom.SobolEngine(self.num_latents, scramble=True, seed=self.seed).draw(_SAMPLES, dtype=X.dtype)
         white = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).to(X.device)  # T x l
         steps = (factor @ white.reshape(_SAMPLES, *([1] * (factor.dim() - 2)), -1, 1)).squeeze(-1)
-        return joint.mean.squeeze(-2) + steps, X.new_full((_SAMPLES,), 1.0 / _SAMPLES)
+        return mean + steps, X.new_full((_SAMPLES,), 1.0 / _SAMPLES)
 
     def _condition(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> Self:
         if noise is None:

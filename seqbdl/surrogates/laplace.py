@@ -1,4 +1,4 @@
-"""``laplace``: a Bayesian network by the linearized Laplace approximation, full Gauss-Newton curvature, evidence."""
+"""``laplace``: a Bayesian network by the linearized Laplace approximation, Gauss-Newton curvature, evidence."""
 
 from __future__ import annotations
 
@@ -11,173 +11,136 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import laplace
-from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
-from seqbdl.networks import Tangents
-from seqbdl.posteriors.joint_gaussian import JointGaussian
-from seqbdl.surrogates.base import Evaluate
-from seqbdl.surrogates.gaussian import GaussianSurrogate
-from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, standard_normal
+from seqbdl.inference.laplace import Tuning
+from seqbdl.networks import Network, RelativeNetwork
+from seqbdl.surrogates.linearized import LinearizedSurrogate
+from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
 CENTRES = ("start", "zero")
+_BY_EVIDENCE = {"evidence": "one", "layerwise": "layers"}
 
 
-class LaplaceSurrogate(GaussianSurrogate):
+class LaplaceSurrogate(LinearizedSurrogate):
     """The Gaussian posterior of the network linearized at its mode; joint over all rows and outputs.
 
     Scales of the prior, one per input dimension and layer, and the noise maximize the evidence of the linearized
     network's infinite-width limit, the Gaussian process with the tangent kernel.
 
+    The posterior depends on the parametrization, as every Laplace approximation does (Kristiadi et al. 2023): weights here
+    are whitened, each in units of its prior standard deviation.
+
     Args:
         network: Hidden widths, a module, or a factory.
         num_branches: Networks of these widths side by side, scaled and summed into one: the linearization then strays less
-            from that of an infinitely wide network, for which it is exact. A module has one.
+            from that of an infinitely wide network, for which it is exact. ``None``: 8 with full curvature, which takes
+            their cost from the rows, else 1. A module has one.
         activation: Of the widths form.
-        prior_precision: Precision of the prior on whitened weights. ``"evidence"``: maximizes the Laplace evidence,
-            alternating with the search for the mode. ``None``: 1 for widths, whose scales the evidence has set
-            already; ``"evidence"`` for a module.
+        scales: Known variances of the network's layers (see :class:`NetworkBuilder`); ``None``: by the evidence of the
+            infinite-width limit.
+        prior_precision: Precision of the prior on whitened weights: a number; ``"evidence"``: it maximizes the Laplace
+            evidence, alternating with the search for the mode; ``"layerwise"``: one per layer does. ``None``: 1 for widths,
+            whose scales the evidence has set already; ``"evidence"`` for a module.
+        tune: ``"evidence"``: the Laplace evidence sets the noise too, unless it is known, jointly with the prior precision
+            (unless that is a number). ``None``: the noise is that of the infinite-width limit.
         centre: What the prior on the weights is centred on. ``"zero"``: the usual ``N(0, .)``. ``"start"``: a random
             initialization ``a``, with the network read as ``f(x; z) - f(x; a)``, whose function prior has mean zero
             too; its linearization keeps all directions alive however few the data, where the mode of the first lets
             unneeded units die.
-        memory: Rows whose curvature ``update`` keeps exactly; beyond, an even sample with enlarged weights.
-        max_iterations: Gauss-Newton steps per search.
     """
 
     name = "laplace"
-    carries = "the weights and their Gauss-Newton curvature at up to `memory` rows"
+    carries = "the weights and their Gauss-Newton curvature: exactly at up to `memory` rows, or as a matrix"
     update_tolerance = 1.0
 
     def __init__(
         self,
         *args: Any,
         network: NetworkSpec = (64, 64),
-        num_branches: int = 8,
+        num_branches: int | None = None,
         activation: str = "erf",
+        scales: ScaleSpec | None = None,
         prior_precision: float | str | None = None,
+        tune: str | None = None,
         centre: str = "start",
-        memory: int = 512,
-        max_iterations: int = 60,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if centre not in CENTRES:
             raise InvalidOptionError(f"centre={centre!r} must be one of {', '.join(CENTRES)}")
         if isinstance(prior_precision, str):
-            if prior_precision != "evidence":
-                raise InvalidOptionError(f'prior_precision={prior_precision!r}: give a positive number or "evidence"')
+            if prior_precision not in _BY_EVIDENCE:
+                raise InvalidOptionError(
+                    f'prior_precision={prior_precision!r}: give a positive number, "evidence" or "layerwise"'
+                )
         elif prior_precision is not None and prior_precision <= 0:
             raise InvalidOptionError(f"prior_precision={prior_precision} must be positive")
-        if memory < 1 or max_iterations < 1:
-            raise InvalidOptionError(f"memory={memory} and max_iterations={max_iterations} must be at least 1")
-        if num_branches < 1:
+        if tune not in (None, "evidence"):
+            raise InvalidOptionError(f'tune={tune!r} must be "evidence" or None')
+        if num_branches is not None and num_branches < 1:
             raise InvalidOptionError(f"num_branches={num_branches} must be at least 1")
-        self.num_branches = num_branches
+        self.num_branches = num_branches or (8 if self.structure == "full" else 1)
         self.prior_precision = prior_precision
+        self.tune = tune
         self.centre = centre
-        self.memory = memory
-        self.settings = GaussNewtonSettings(max_iterations=max_iterations)
-        self._builder = NetworkBuilder(network, self.input_dim, self.output_dim, activation)
-        if prior_precision is None:
-            prior_precision = "evidence" if self._builder.widths is None else 1.0
-        self._precision = None if isinstance(prior_precision, str) else prior_precision
+        self._builder = NetworkBuilder(
+            network, self.input_dim, self.output_dim, activation, num_latents=self.num_latents, scales=scales
+        )
+        if prior_precision is None and (tune is not None or self._builder.widths is None):
+            prior_precision = "evidence"
+        self._tuning = Tuning(
+            _BY_EVIDENCE[prior_precision] if isinstance(prior_precision, str) else "none",
+            tune is not None and self.fixed_noise is None,
+        )
         self._prior = self._builder.initial()
-        self._network = self._builder.build(self._prior, self.num_branches)
-        shape = (1, self._network.num_params)
-        self._start = standard_normal(*shape, generator=self.generator, like=self._prior.noise)
-        centre_z = self._start if centre == "start" else torch.zeros_like(self._start)
-        self._laplace = laplace.prior_laplace(self._network, self._start, centre_z, self._precision or 1.0)
-        self._at_rows: Tangents | None = None
+        plain = self._builder.build(self._prior, self.num_branches)
+        self._start = standard_normal(1, plain.num_params, generator=self.generator, like=self._prior.noise)
+        known = prior_precision if isinstance(prior_precision, float | int) else 1.0
+        self._initial = torch.full((plain.num_groups,), float(known), dtype=torch.float64).log()
+        self._log_precisions, self._fitted = self._initial, False
+        self._network = self._build()
+        self._laplace = laplace.prior_laplace(self._network, self._whitened_start())
 
-    def _offset(self, X: Tensor) -> Tensor:
-        """What is subtracted from the network, ``batch x q x m``."""
-        if self.centre == "start":
-            return self._network.forward(self._start.to(X.device), X)[0]
-        if self._laplace.X.shape[0] == 0:  # the prior has mean zero, wherever it is linearized
-            return self._network.forward(self._laplace.z, X)[0]
-        return X.new_zeros(self.output_dim)
+    def _gains(self) -> Tensor:
+        return (-0.5 * self._log_precisions).exp()
+
+    def _whitened_start(self) -> Tensor:
+        """``1 x P``: the start in units of the tuned prior."""
+        start, gains = self._start.to(self._prior.noise), self._gains().to(self._prior.noise)
+        plain = self._builder.build(self._prior, self.num_branches)
+        return start / gains[plain.group_of_weights(start)]
+
+    def _build(self) -> Network:
+        """The network with all scales, read relative to its start where its prior mean would not be zero."""
+        plain = self._builder.build(self._prior, self.num_branches).rescaled(self._gains().to(self._prior.noise))
+        if self.centre == "zero" and self._fitted:
+            return plain
+        return RelativeNetwork(plain, self._whitened_start())
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        first = self._laplace.X.shape[0] == 0
-        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior, tangent=True)
-        self._network = self._builder.build(self._prior, self.num_branches)
-        variance = self._variance(Y, noise)
-        centre = self._laplace.centre.to(X.device)
+        known = self._prior if self._fitted else None
+        self._prior = self._builder.learn(X, Y, noise, known, tangent=True, likelihood=self._lik)
+        self._log_precisions, self._fitted = self._initial.to(X), True
         with torch.no_grad():
-            shift = self._network.forward(self._start.to(X.device), X)[0] if self.centre == "start" else 0.0
-            self._laplace = laplace.fit_laplace(
-                self._network, X, Y + shift, variance, centre, self._start.to(X.device), self._precision, self.settings
-            )
-        self._linearize()
-
-    def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        # Quadratic around the old weights with the old curvature: the old rows enter with the values the old mode
-        # had there.
-        old = self._laplace
-        alpha = float(old.precision)
-        with torch.no_grad():
-            predicted = laplace.joint(self._network, old, self._at_rows, X)
-            new_targets, new_variance = Y + self._offset(X), self._variance(Y, noise)
-            log_evidence = old.log_evidence + laplace.log_density(predicted, new_targets, new_variance)
-            targets = torch.cat([self._network.forward(old.z, old.X)[0], new_targets])
-            rows, variance = torch.cat([old.X, X]), torch.cat([old.variance, new_variance])
-            result = gauss_newton(self._network, rows, targets.unsqueeze(0), alpha * variance, old.z, old.z, self.settings)
-            if rows.shape[0] > self.memory:
-                keep = torch.randperm(rows.shape[0], generator=self.generator)[: self.memory].sort().values.to(X.device)
-                variance = variance[keep] * (self.memory / rows.shape[0])
-                rows, targets = rows[keep], targets[keep]
-            # The old rows' targets are the old mode's values: the evidence is the chain of predictions, not theirs.
-            found = laplace.curvature(self._network, result.z, old.centre, alpha, rows, targets, variance)
-            self._laplace = replace(found, log_evidence=log_evidence)
-        self._linearize()
-
-    def _variance(self, Y: Tensor, noise: Tensor | None) -> Tensor:
-        return (self._prior.noise if noise is None else noise).expand_as(Y).clamp_min(1e-7)
-
-    def _linearize(self) -> None:
-        rows = self._laplace.X
-        with torch.no_grad():
-            self._at_rows = self._network.tangents(self._laplace.z, rows) if rows.shape[0] else None
-
-    def _joint(self, X: Tensor) -> JointGaussian:
-        joint = laplace.joint(self._network, self._laplace, self._at_rows, X)
-        return JointGaussian(joint.mean - self._offset(X), joint.covariance)
-
-    def _draw_base(self, n: int, generator: torch.Generator) -> Evaluate:
-        network, posterior, at_rows = self._network, self._laplace, self._at_rows
-        prior = standard_normal(n, network.num_params, generator=generator, like=posterior.z)
-        noise = standard_normal(n, *posterior.variance.shape, generator=generator, like=posterior.z)
-        with torch.no_grad():
-            delta = laplace.weight_draws(network, posterior, at_rows, prior, noise)
-
-        def evaluate(X: Tensor) -> Tensor:
-            here = network.tangents(posterior.z, X)
-            values = here.values + network.jvp(here, delta)
-            return values.unflatten(1, X.shape[:-1]) - self._offset(X)
-
-        return evaluate
-
-    def features(self, X: Tensor) -> Tensor:
-        """Rows of the Jacobian at the mode, the posterior's linear feature map: ``X: batch x q x d -> batch x (q m) x
-        P``."""
-        inner = self._scaling.inputs(X)
-        here = self._network.tangents(self._laplace.z, inner)
-        N, m = here.values.shape[1], self.output_dim
-        eye = torch.eye(N * m).to(here.values).reshape(N * m, N, m)
-        rows = torch.cat([self._network.vjp(here, e.unsqueeze(0)) for e in eye])
-        return rows.reshape(*X.shape[:-2], X.shape[-2] * m, -1).to(X.dtype)
-
-    def _noise(self) -> Tensor:
-        return self._prior.noise
-
-    def _log_evidence(self) -> Tensor | None:
-        return self._laplace.log_evidence
+            network, start = self._build(), self._whitened_start()
+            centre = start if self.centre == "start" else torch.zeros_like(start)
+            tuning = replace(self._tuning, noise=self._tuning.noise and noise is None)
+            rows = self._rows(X, Y, noise)
+            fit = laplace.fit_laplace(network, rows, centre, start, self.structure, self.settings, tuning)
+            self._log_precisions = self._initial.to(X) + fit.log_precisions
+            self._prior = replace(self._prior, noise=self._prior.noise * fit.noise_factor)
+            self._network, self._laplace = fit.network, fit.posterior
 
     def _get_state(self) -> dict[str, Any]:
-        return {"prior": self._prior.tree(), "start": self._start, "laplace": dict(self._laplace.__dict__)}
+        return {
+            "prior": self._prior.tree(),
+            "start": self._start,
+            "log_precisions": self._log_precisions,
+            "fitted": self._fitted,
+            "laplace": self._laplace.tree(),
+        }
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         self._prior = NetworkPrior.from_tree(state["prior"])
-        self._network = self._builder.build(self._prior, self.num_branches)
-        self._start = state["start"]
-        self._laplace = laplace.LaplacePosterior(**state["laplace"])
-        self._linearize()
+        self._start, self._log_precisions, self._fitted = state["start"], state["log_precisions"], state["fitted"]
+        self._network = self._build()
+        self._load_posterior(state["laplace"])

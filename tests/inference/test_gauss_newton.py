@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton, minimize
+from seqbdl.inference.gauss_newton import GaussNewtonSettings, _linear_minimizer, gauss_newton, minimize
 from seqbdl.inference.observations import Joined, Labels, Remembered, Squares
 from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import MLP, ModuleNetwork
@@ -119,3 +119,23 @@ def test_remembered_rows_are_the_old_posterior(linear: SimpleNamespace) -> None:
     both = Joined(old, Squares(p.Y[6:].unsqueeze(0), p.variance[6:]), 6)
     second = minimize(p.network, p.X, both, first, first, ONE_STEP).z
     torch.testing.assert_close(second[0], p.mean, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
+def test_more_rows_than_weights_are_solved_by_weights(likelihood: str, linear: SimpleNamespace) -> None:
+    """A step of both forms, seven weights and up to a hundred and twenty whitened residuals, three members."""
+    lik, m = get_likelihood(likelihood), 3
+    network = MLP((1,), *(torch.ones(k).double() for k in (2, 1, 2)), m)
+    assert network.num_params < 40 * m
+    X = torch.rand(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    f, z = linear.normals(3, 40, m), linear.normals(3, network.num_params, seed=1)
+    root = lik.root(f, torch.ones(1).double())
+    residual, tangents = linear.normals(3, 40, m, seed=2), network.tangents(z, X)
+    ridge = torch.tensor([[1.0], [0.3], [2.0]]).double()
+    ours = _linear_minimizer(network, tangents, root, residual, ridge)
+    full = torch.diag_embed(root) if root.dim() == 3 else root
+    for s in range(3):
+        J = network.jacobian(tangents)[s]
+        rows = (full[s].transpose(-1, -2) @ J).flatten(0, 1)
+        dual = rows.T @ torch.linalg.solve(rows @ rows.T + ridge[s] * torch.eye(40 * m).double(), residual[s].flatten())
+        torch.testing.assert_close(ours[s], dual, rtol=1e-8, atol=1e-9)

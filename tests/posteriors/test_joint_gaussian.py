@@ -176,3 +176,14 @@ def test_observing_through_a_root_is_linear_conditioning(groups: int) -> None:
     torch.testing.assert_close(after.mean.flatten(1), mean[:, :q].flatten(1) + residual @ gain.T)
     expected = dense[:r, :r] - gain @ R.T @ dense[r:, :r]
     torch.testing.assert_close(after.covariance.reshape(r, r), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_outputs_of_every_point_by_itself(coupled: bool, m: int) -> None:
+    joint = random_joint(4, m, coupled, (3,))
+    blocks, full = joint.covariance_of_points, dense(joint)
+    assert blocks.shape == (3, 4, m, m)
+    for p in range(4):
+        rows = slice(p * m, (p + 1) * m)
+        torch.testing.assert_close(blocks[:, p], full[:, rows, rows], rtol=0, atol=0)

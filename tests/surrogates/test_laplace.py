@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import seqbdl
+from seqbdl.errors import InvalidOptionError
 
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 X_TEST = torch.rand(6, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -102,7 +104,7 @@ def test_tuned_precision_is_better_than_its_neighbours() -> None:
     tuned = make(prior_precision="evidence").fit(X, Y)
     best = tuned.log_evidence()
     assert best is not None
-    alpha = float(tuned.save_state()["method"]["laplace"]["precision"])
+    alpha = float(tuned.save_state()["method"]["log_precisions"][0].exp())
     for factor in (0.25, 4.0):
         other = make(prior_precision=factor * alpha).fit(X, Y).log_evidence()
         assert other is not None
@@ -110,9 +112,11 @@ def test_tuned_precision_is_better_than_its_neighbours() -> None:
 
 
 def test_memory_is_capped_and_information_kept() -> None:
-    """Two hundred rows in a memory of fifty, with enlarged weights: about as certain as all, far more than fifty alone."""
+    """Two hundred rows in a memory of fifty, with enlarged weights: about as certain as all, far more than fifty alone. A
+    linear network of more weights than rows, so that rows are what is kept."""
     X, Y = data(200)
-    capped, whole, few = make(memory=50), make(memory=500), make(memory=500)
+    wide = {"network": nn.Sequential(nn.Linear(2, 80), nn.Linear(80, 1)), "prior_precision": 1.0}
+    capped, whole, few = make(memory=50, **wide), make(memory=500, **wide), make(memory=500, **wide)
     capped.fit(X[:20], Y[:20])
     whole.fit(X[:20], Y[:20])
     few.fit(X[:20], Y[:20])
@@ -120,7 +124,7 @@ def test_memory_is_capped_and_information_kept() -> None:
     for x, y in zip(X[20:].split(30), Y[20:].split(30), strict=True):
         capped.update(x, y)
         whole.update(x, y)
-    assert capped.save_state()["method"]["laplace"]["X"].shape == (50, 2)
+    assert capped.save_state()["method"]["laplace"]["curvature"]["X"].shape == (50, 2)
     ours, all_rows, fifty = (s.posterior(X_TEST).variance for s in (capped, whole, few))
     assert float((ours / all_rows).log().abs().max()) < 0.7
     assert float((fifty / all_rows).log().min()) > 0.9
@@ -134,8 +138,109 @@ def test_feature_map_is_that_of_the_posterior() -> None:
     features = getattr(surrogate, "features")(X_TEST)  # noqa: B009 - not in the base class
     posterior = surrogate.posterior(X_TEST)
     state = surrogate.save_state()
-    scale, method = state["scaling"]["y_std"], state["method"]["laplace"]
+    scale, noise = state["scaling"]["y_std"], state["method"]["prior"]["noise"]
     rows = getattr(surrogate, "features")(X)  # noqa: B009
-    precision = method["precision"] * torch.eye(rows.shape[1]).double() + rows.T @ (rows / method["variance"])
+    precision = torch.eye(rows.shape[1]).double() + rows.T @ (rows / noise)
     covariance = scale**2 * features @ torch.linalg.solve(precision, features.T)
     torch.testing.assert_close(posterior.distribution.covariance_matrix, covariance, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
+def test_structures_of_the_curvature(structure: str) -> None:
+    """Every structure fits, predicts in the units of the data, updates and knows its evidence."""
+    X, Y = data(40, 2)
+    surrogate = seqbdl.make_surrogate("laplace", 2, 2, bounds=BOUNDS, network=(8, 8), structure=structure).fit(X[:30], Y[:30])
+    assert surrogate.log_evidence() is not None
+    surrogate.update(X[30:], Y[30:])
+    assert bool((surrogate.posterior(X_TEST).variance > 0).all())
+    assert (surrogate.predict(X).mean - Y).square().mean().sqrt() < 0.5
+
+
+def test_structures_are_exact_where_the_curvature_is_theirs() -> None:
+    """Two weights of one output, in one tensor: the Kronecker factors are exact, the diagonal leaves out a correlation."""
+    X, Y = data(12)
+    answers = [
+        make(network=nn.Linear(2, 1, bias=False), structure=s).fit(X, Y).posterior(X_TEST) for s in ("full", "kron", "diag")
+    ]
+    full, kron, diag = answers
+    torch.testing.assert_close(kron.mean, full.mean)
+    torch.testing.assert_close(kron.variance, full.variance)
+    torch.testing.assert_close(diag.mean, full.mean)
+    assert float((diag.variance - full.variance).abs().max()) > 1e-4
+
+
+def test_precisions_of_layers_are_tuned() -> None:
+    X, Y = data(30)
+    one = make(prior_precision="evidence").fit(X, Y)
+    layers = make(prior_precision="layerwise").fit(X, Y)
+    log_precisions = layers.save_state()["method"]["log_precisions"]
+    assert log_precisions.shape == (2,)
+    assert float((log_precisions[0] - log_precisions[1]).abs()) > 1e-3
+    better, worse = layers.log_evidence(), one.log_evidence()
+    assert better is not None
+    assert worse is not None
+    # Of the sum with the hyper-prior, whose share is at most a few units here.
+    assert better > worse - 0.5
+
+
+def test_noise_and_precision_are_tuned_together() -> None:
+    """A network linear in its inputs, 200 rows with noise of variance 0.09, three weights."""
+    X, Y = data(200)
+    surrogate = make(noise=None, prior_precision=None, tune="evidence").fit(X, Y)
+    # 4.5 sqrt(2 / 200), and the hyper-prior's pull.
+    assert abs(float(surrogate.noise_variance) / 0.09 - 1) < 0.5
+    again = surrogate.save_state()["method"]
+    assert float(again["log_precisions"].abs().max()) > 0.0
+    fixed = make(noise=0.09, prior_precision=0.5, tune="evidence").fit(X, Y)
+    torch.testing.assert_close(fixed.noise_variance, torch.tensor([0.09]).double())
+    torch.testing.assert_close(fixed.save_state()["method"]["log_precisions"].exp(), torch.full((2,), 0.5).double())
+
+
+def test_networks_sampled_without_linearization() -> None:
+    """Of a linear network they are the function draws; they are functions, in the user's units."""
+    X, Y = data()
+    surrogate = make().fit(X, Y)
+    draws = surrogate.sample_networks(5, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    linear = surrogate.sample_functions(5, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(draws(X_TEST), linear(X_TEST))
+        torch.testing.assert_close(draws(X_TEST[:2]), draws(X_TEST)[:, :2])
+    curved = seqbdl.make_surrogate("laplace", 2, bounds=BOUNDS, network=(16,)).fit(X, Y)
+    nets = curved.sample_networks(5, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    assert float((nets(X_TEST) - curved.sample_functions(5, torch.Generator().manual_seed(0))(X_TEST)).abs().max()) > 1e-3
+
+
+def test_a_fit_of_two_hundred_rows_needs_little_memory() -> None:
+    """Two layers of 64: the ``P x P`` matrix alone would take 175 MB; draws and predictions come in blocks."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(200, 6, generator=generator, dtype=torch.float64)
+    Y = torch.sin(3 * X.sum(-1, keepdim=True))
+    query = torch.rand(500, 6, generator=generator, dtype=torch.float64)
+    surrogate = seqbdl.make_surrogate("laplace", 6, num_branches=1, scales={"inputs": 2.0}, noise=0.01, max_iterations=3)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        surrogate.fit(X, Y)
+        surrogate.predict(query)
+        surrogate.sample_functions(64)(query[:50])
+    held = peak = 0
+    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns()):  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert peak < 100e6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"structure": "block"}, "structure"),
+        ({"prior_precision": "laplace"}, "layerwise"),
+        ({"prior_precision": -1.0}, "positive"),
+        ({"tune": "noise"}, "tune"),
+        ({"centre": "middle"}, "centre"),
+        ({"num_branches": 0}, "at least 1"),
+        ({"memory": 0}, "at least 1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidOptionError, match=message):
+        make(**options)
