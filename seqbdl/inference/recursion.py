@@ -14,6 +14,7 @@ for the maximum a posteriori (Bell and Cathey 1993). Old rows are never looked a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,6 +202,13 @@ def log_predictive(
         max_steps: Of Newton's method (Fisher scoring), each halved until it helps.
     """
     n, num_latents = values.shape
+    if likelihood.name == "gaussian":
+        root = likelihood.root(values, noise)
+        factor = _plus_identity(whiten_both(root, covariance, num_latents))
+        residual = likelihood.whitened_score(values, Y, noise).flatten().unsqueeze(-1)
+        white = torch.linalg.solve_triangular(factor, residual, upper=False)
+        log_det = factor.diagonal().log().sum() - root.log().sum()
+        return -0.5 * white.square().sum() - log_det - 0.5 * residual.numel() * math.log(2 * math.pi)
 
     def loss(force: Tensor) -> tuple[Tensor, Tensor]:
         shift = (covariance @ force).reshape(n, num_latents)

@@ -43,7 +43,8 @@ class FilterSurrogate(GaussianSurrogate):
         scales: Known variances of the network's layers; ``None``: by the evidence.
         initial_covariance: Prior variance of the whitened weights.
         forgetting: Before every block of an update, deviations from the prior mean shrink by this factor.
-        process_noise: And so much variance is added to every weight.
+        process_noise: And so much variance is added to every weight; ``None``: ``(1 - forgetting^2) initial_covariance``, under
+            which what was forgotten returns to the prior.
         inflation: And the covariance is multiplied by one plus this.
         iterations: Linearizations per block of an update.
         halvings: How often a step is halved when it would not decrease the block's loss; 0: the textbook filter.
@@ -67,9 +68,9 @@ class FilterSurrogate(GaussianSurrogate):
         scales: ScaleSpec | None = None,
         initial_covariance: float = 1.0,
         forgetting: float = 1.0,
-        process_noise: float = 0.0,
+        process_noise: float | None = None,
         inflation: float = 0.0,
-        iterations: int = 3,
+        iterations: int = 2,
         halvings: int = 6,
         block_size: int = 1,
         batch_rows: int = 1024,
@@ -93,7 +94,8 @@ class FilterSurrogate(GaussianSurrogate):
             )
         self.num_branches = num_branches
         self.initial_covariance = initial_covariance
-        self.filter_settings = FilterSettings(forgetting, process_noise, inflation, iterations, halvings)
+        added = (1.0 - forgetting**2) * initial_covariance if process_noise is None else process_noise
+        self.filter_settings = FilterSettings(forgetting, added, inflation, iterations, halvings)
         self.block_size, self.batch_rows, self.running_noise = block_size, batch_rows, running_noise
         self.settings = GaussNewtonSettings(max_iterations=max_iterations)
         self._builder = NetworkBuilder(
