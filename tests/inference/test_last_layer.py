@@ -93,3 +93,52 @@ def test_more_features_than_rows(linear: SimpleNamespace) -> None:
     assert tune_precision(features, Y, relative, A0, B0) > 0
     state = absorb(prior_last_layer(40, 1e-3, A0, B0), features, Y, relative)
     assert bool(state.mean.isfinite().all())
+
+
+def test_one_row_by_the_textbook_recursion(linear: SimpleNamespace) -> None:
+    """``v = A^-1 x``, ``e = y - x^T m``, ``q = 1 + x^T v``: ``m += v e / q``, ``a += 1/2``, ``b += e^2 / (2 q)``, never less."""
+    features, Y, _ = problem(linear)
+    state, one = prior_last_layer(4, ALPHA, A0, B0), torch.ones(1).double()
+    for x, y in zip(features, Y, strict=True):
+        new = absorb(state, x[None], y[None], one)
+        v = torch.linalg.solve(state.factor @ state.factor.T, x)
+        e, q = y - x @ state.mean, 1 + x @ v
+        torch.testing.assert_close(new.mean, state.mean + v[:, None] * e / q, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(new.b, state.b + e.square() / (2 * q), rtol=1e-12, atol=1e-12)
+        assert bool((new.b >= state.b).all())
+        assert float(new.a) == float(state.a) + 0.5
+        state = new
+
+
+def test_predictions_are_student_t(linear: SimpleNamespace) -> None:
+    """The factor by which a new row changes the evidence is the density of Student's t with ``2 a`` degrees of freedom and
+    squared scale ``(b / a) (1 + x^T A^-1 x)``."""
+    features, Y, relative = problem(linear)
+    state = absorb(prior_last_layer(4, ALPHA, A0, B0), features, Y, relative)
+    x, y, one = linear.normals(1, 4, seed=9), linear.normals(1, 2, seed=10), torch.ones(1).double()
+    factor = absorb(state, x, y, one).log_evidence - state.log_evidence
+    spread = 1 + (x @ torch.linalg.solve(state.factor @ state.factor.T, x.T)).squeeze()
+    scale = (state.b / state.a * spread).sqrt()
+    expected = torch.distributions.StudentT(2 * state.a, (x @ state.mean)[0], scale).log_prob(y[0])
+    torch.testing.assert_close(factor, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.05, 400.0), (0.27, 17.1), (3.0, 0.5)])
+def test_evidence_under_known_precisions(alpha: float, beta: float, linear: SimpleNamespace) -> None:
+    """A noise that is all but known: the evidence of regression with precisions ``alpha`` and ``beta`` (Bishop 2006, 3.86), whose
+    residual enters squared and whose determinant is that of ``A`` alone."""
+    features, shape = problem(linear)[0], 1e8
+    Y = features @ linear.normals(4, 2, seed=4) / alpha**0.5 + linear.normals(12, 2, seed=5) / beta**0.5
+    prior = prior_last_layer(4, alpha / beta, shape, torch.full((2,), shape / beta).double())
+    state = absorb(prior, features, Y, torch.ones(12).double())
+    A = alpha * torch.eye(4).double() + beta * features.T @ features
+    mean = beta * torch.linalg.solve(A, features.T @ Y)
+    square = beta * (Y - features @ mean).square().sum(0) + alpha * mean.square().sum(0)
+    constant = 2 * math.log(alpha) + 6 * math.log(beta / (2 * math.pi)) - 0.5 * float(torch.logdet(A))
+    marginal = torch.distributions.MultivariateNormal(
+        torch.zeros(12).double(), torch.eye(12).double() / beta + features @ features.T / alpha
+    )
+    torch.testing.assert_close(constant - 0.5 * square, marginal.log_prob(Y.T), rtol=1e-9, atol=1e-8)
+    # lgamma(1e8) is 2e9: digits cancel; what the noise still varies adds square^2 / 4e8.
+    torch.testing.assert_close(state.log_evidence, constant - 0.5 * square, rtol=0, atol=1e-4)
+    torch.testing.assert_close(state.mean, mean, rtol=1e-9, atol=1e-9)
