@@ -44,8 +44,6 @@ MAP, DROPOUT = "MAP", "MC dropout, tuned"
 SETS = ("boston", "concrete", "energy", "yacht")
 SPLITS = 20
 NETWORK = (50,)
-# What keeps a method at one hidden layer of 50 units.
-OPTIONS: dict[str, dict[str, Any]] = {"laplace": {"num_branches": 1}}
 
 # Mean log-likelihood and RMSE with their standard errors (None: not printed). Sources print standard deviations for
 # deep ensembles and MC dropout at 40 epochs: divided by sqrt(20) here, as the means are over 20 splits.
@@ -158,7 +156,7 @@ def score_surrogate(name: str, X: Tensor, Y: Tensor, test_X: Tensor, test_Y: Ten
     """Fit a registered surrogate and score it."""
     options: dict[str, Any] = {"network": NETWORK} if "network" in surrogate_options(surrogate_class(name)) else {}
     started = time.process_time()
-    surrogate = seqbdl.make_surrogate(name, X.shape[1], seed=seed, **options, **OPTIONS.get(name, {})).fit(X, Y)
+    surrogate = seqbdl.make_surrogate(name, X.shape[1], seed=seed, **options).fit(X, Y)
     seconds = time.process_time() - started
     with torch.no_grad():
         posterior = surrogate.posterior(test_X.unsqueeze(-2), observation_noise=True)
@@ -268,7 +266,8 @@ def report(path: Path, data: Path, command: str, note: str = "") -> str:
         "",
         "Splits of Hernandez-Lobato and Adams (2015). Mean ± standard error over splits, in the units of the target; the "
         "log-likelihood is of each method's own predictive distribution (for particles the mixture, not its moments). "
-        f"`network={NETWORK}` where a method takes it, noise learned. `MAP` is one such network at its mode. `difference` is "
+        f"`network={NETWORK}` where a method takes it, other options at their defaults (methods that hold several networks hold "
+        "several of these), noise learned. `MAP` is one such network at its mode, with its noise, no more. `difference` is "
         "the mean paired difference of the log-likelihood to the tuned MC dropout on the same splits, `wins` the splits where "
         "it is positive, `p` two-sided by the corrected resampled t-test (Nadeau and Bengio 2003). Rows in italics are "
         "published; a dash where the source prints nothing.",
@@ -346,7 +345,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axis.set_yticks(range(len(rows)), [row[2] for row in rows], fontsize=7)
         if name in CEILING:
             axis.axvline(CEILING[name], color="0.7", linestyle=":", zorder=0)
-        axis.set(title=name, xlabel="test log-likelihood, mean and two standard errors")
+        axis.set(title=name, xlabel="test log-likelihood ± 2 standard errors")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
