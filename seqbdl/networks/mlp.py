@@ -67,7 +67,7 @@ class MLP(Network):
         self._weight_scale = torch.cat([torch.ones(1).to(weight_variances), (weight_variances / fan_in).sqrt()])
         self._bias_scale = bias_variances.sqrt()
 
-    def _layers(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Scaled weights ``S x K x in x out`` and biases ``S x K x 1 x out`` of every layer."""
         layers, offset = [], 0
         z = z.unflatten(-1, (self.branches, -1))
@@ -79,17 +79,17 @@ class MLP(Network):
             layers.append((self._weight_scale[layer] * w, self._bias_scale[layer] * b))
         return layers
 
-    def _first(self, X: Tensor) -> Tensor:
+    def scaled_inputs(self, X: Tensor) -> Tensor:
         """Scaled inputs, ``1 x 1 x N x d``."""
         return (centred(X.reshape(-1, self.input_dim)) * self._input_scale.to(X))[None, None]
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
-        layers = self._layers(z)
+        layers = self.layers(z)
         if torch.is_grad_enabled() and (z.requires_grad or X.requires_grad):
-            values = self._forward(layers, self._first(X))
+            values = self._forward(layers, self.scaled_inputs(X))
         else:
             rows = max(32, _CACHED // (z.shape[0] * self.branches * max(self.sizes)))
-            values = torch.cat([self._forward(layers, chunk) for chunk in self._first(X).split(rows, -2)], 1)
+            values = torch.cat([self._forward(layers, chunk) for chunk in self.scaled_inputs(X).split(rows, -2)], 1)
         return values.unflatten(1, X.shape[:-1])
 
     def _forward(self, layers: list[tuple[Tensor, Tensor]], h: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class MLP(Network):
 
     def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         S, K = z.shape[0], self.branches
-        layers = [(w.flatten(0, 1), b.flatten(0, 1)) for w, b in self._layers(z)]  # (S K) x in x out
-        acts, pres = [self._first(X)[0].expand(S * K, -1, -1)], []
+        layers = [(w.flatten(0, 1), b.flatten(0, 1)) for w, b in self.layers(z)]  # (S K) x in x out
+        acts, pres = [self.scaled_inputs(X)[0].expand(S * K, -1, -1)], []
         for w, b in layers[:-1]:
             pres.append(torch.baddbmm(b, acts[-1], w))
             acts.append(activate(pres[-1], self.activation))
@@ -146,16 +146,16 @@ class MLP(Network):
         return torch.cat(pieces, -1).flatten(1)
 
     def hidden(self, z: Tensor, X: Tensor) -> Tensor:
-        h = self._first(X)
-        for w, b in self._layers(z)[:-1]:
+        h = self.scaled_inputs(X)
+        for w, b in self.layers(z)[:-1]:
             h = activate(h @ w + b, self.activation)
         h = torch.cat([self._weight_scale[-1] * h, self._bias_scale[-1].expand(*h.shape[:-1], 1)], -1)
         h = h.movedim(1, 2).flatten(2) / self.branches**0.5  # S x N x (K F)
         return h.unflatten(1, X.shape[:-1])
 
     def tangents(self, z: Tensor, X: Tensor) -> Tangents:
-        layers = self._layers(z)
-        acts, pres = [self._first(X)], []
+        layers = self.layers(z)
+        acts, pres = [self.scaled_inputs(X)], []
         for w, b in layers[:-1]:
             pres.append(acts[-1] @ w + b)
             acts.append(activate(pres[-1], self.activation))
@@ -228,7 +228,7 @@ class MLP(Network):
 
     def jvp(self, tangents: Tangents, v: Tensor) -> Tensor:
         total: Tensor | None = None
-        for a, d, (w, b) in zip(*tangents.parts, self._layers(v), strict=True):
+        for a, d, (w, b) in zip(*tangents.parts, self.layers(v), strict=True):
             change = (a @ w + b).unsqueeze(-2)  # S' x K x N x 1 x out
             part = (change * d).sum(-1).sum(1)
             total = part if total is None else total + part
