@@ -8,8 +8,10 @@ from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.gp import GPSurrogate
 from seqbdl.surrogates.hmc import HMCSurrogate
+from seqbdl.surrogates.ivon import IVONSurrogate
 from seqbdl.surrogates.laplace import LaplaceSurrogate
 from seqbdl.surrogates.lofi import LoFiSurrogate
+from seqbdl.surrogates.mfvi import MFVISurrogate
 from seqbdl.surrogates.nngp import NNGPSurrogate
 from seqbdl.surrogates.registry import (
     list_surrogates,
@@ -31,10 +33,14 @@ for _cls in (
     DKLSurrogate,
     EKFSurrogate,
     LoFiSurrogate,
+    MFVISurrogate,
+    IVONSurrogate,
 ):
     register(_cls)
 
 __all__ = [
+    "IVONSurrogate",
+    "MFVISurrogate",
     "LoFiSurrogate",
     "EKFSurrogate",
     "BayesianLastLayerSurrogate",

@@ -20,6 +20,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "dkl": {"network": (8, 8), "max_steps": 30},
     "ekf": {"network": (12, 12)},
     "lofi": {"network": (16, 16)},
+    "mfvi": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
+    "ivon": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
 }
 
 
