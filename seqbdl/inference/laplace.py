@@ -58,6 +58,10 @@ class Rows:
             return Squares(self.Y.unsqueeze(0), self.noise)
         return Labels(self.likelihood, self.Y, self.noise)
 
+    def pick(self, index: Tensor) -> Rows:
+        """Some of the rows."""
+        return Rows(self.likelihood, self.X[index], self.Y[index], self.noise[index])
+
     def log_prob(self, f: Tensor) -> Tensor:
         """Of all rows, for latent values ``n x l``; a scalar."""
         return self.likelihood.log_prob(f, self.Y, self.noise).sum()

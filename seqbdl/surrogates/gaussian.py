@@ -12,6 +12,7 @@ from torch import Tensor
 from seqbdl.errors import InvalidOptionError
 from seqbdl.likelihoods import apply_root_transposed
 from seqbdl.posteriors.joint_gaussian import JointGaussian, group_rows, safe_cholesky
+from seqbdl.posteriors.mode import mode_given
 from seqbdl.surrogates.base import Evaluate, Surrogate
 
 _SAMPLES = 256  # latent samples behind predictions of labels and counts
@@ -110,11 +111,11 @@ class GaussianSurrogate(Surrogate):
         return twin
 
     def _condition_by_likelihood(self, X: Tensor, Y: Tensor) -> Self:
-        """Gaussian conditioning on what the labels are worth around the present mean (one step of an extended Kalman
-        filter): ``R^T f + u`` seen with unit noise."""
-        f = self._latent(X).mean
-        batch = torch.broadcast_shapes(f.shape[:-2], Y.shape[:-2])
-        f, Y = f.expand(*batch, -1, -1), Y.expand(*batch, -1, -1)
+        """Gaussian conditioning on what the labels are worth at the mode that they make (the Laplace approximation, an iterated
+        extended Kalman filter): ``R^T f + u`` seen with unit noise."""
+        f = mode_given(self._latent(X), Y, self._lik, self._noise())
+        batch = f.shape[:-2]
+        Y = Y.expand(*batch, -1, -1)
         root = self._lik.root(f, self._noise())
         seen = apply_root_transposed(root, f) + self._lik.whitened_score(f, Y, self._noise())
         full = torch.diag_embed(root) if root.dim() == f.dim() else root

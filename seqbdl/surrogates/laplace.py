@@ -46,6 +46,8 @@ class LaplaceSurrogate(LinearizedSurrogate):
             initialization ``a``, with the network read as ``f(x; z) - f(x; a)``, whose function prior has mean zero
             too; its linearization keeps all directions alive however few the data, where the mode of the first lets
             unneeded units die.
+        memory: Rows whose curvature ``update`` keeps exactly while it is held by rows (see
+            :mod:`seqbdl.inference.curvature`); beyond, an even sample with enlarged weights.
     """
 
     name = "laplace"
@@ -62,6 +64,7 @@ class LaplaceSurrogate(LinearizedSurrogate):
         prior_precision: float | str | None = None,
         tune: str | None = None,
         centre: str = "start",
+        memory: int = 512,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -78,6 +81,9 @@ class LaplaceSurrogate(LinearizedSurrogate):
             raise InvalidOptionError(f'tune={tune!r} must be "evidence" or None')
         if num_branches is not None and num_branches < 1:
             raise InvalidOptionError(f"num_branches={num_branches} must be at least 1")
+        if memory < 1:
+            raise InvalidOptionError(f"memory={memory} must be at least 1")
+        self.memory = memory
         self.num_branches = num_branches or (8 if self.structure == "full" else 1)
         self.prior_precision = prior_precision
         self.tune = tune

@@ -30,8 +30,6 @@ class LinearizedSurrogate(GaussianSurrogate):
 
     Args:
         structure: Of the curvature: ``"full"``, ``"kron"`` or ``"diag"``.
-        memory: Rows whose curvature ``update`` keeps exactly while it is held by rows (see
-            :mod:`seqbdl.inference.curvature`); beyond, an even sample with enlarged weights.
         max_iterations: Gauss-Newton steps per search.
     """
 
@@ -39,15 +37,17 @@ class LinearizedSurrogate(GaussianSurrogate):
     _network: Network
     _laplace: LaplacePosterior
     _prior: NetworkPrior
+    memory: int | None = None
+    """Rows whose curvature ``update`` keeps exactly while it is held by rows (see :mod:`seqbdl.inference.curvature`); ``None``:
+    all, until a matrix of all weights is smaller."""
 
-    def __init__(self, *args: Any, structure: str = "full", memory: int = 512, max_iterations: int = 60, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, structure: str = "full", max_iterations: int = 60, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if structure not in laplace.STRUCTURES:
             raise InvalidOptionError(f"structure={structure!r} must be one of {', '.join(laplace.STRUCTURES)}")
-        if memory < 1 or max_iterations < 1:
-            raise InvalidOptionError(f"memory={memory} and max_iterations={max_iterations} must be at least 1")
+        if max_iterations < 1:
+            raise InvalidOptionError(f"max_iterations={max_iterations} must be at least 1")
         self.structure = structure
-        self.memory = memory
         self.settings = GaussNewtonSettings(max_iterations=max_iterations)
 
     def _rows(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> Rows:
