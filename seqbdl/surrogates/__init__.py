@@ -10,6 +10,7 @@ from seqbdl.surrogates.gp import GPSurrogate
 from seqbdl.surrogates.hmc import HMCSurrogate
 from seqbdl.surrogates.ivon import IVONSurrogate
 from seqbdl.surrogates.laplace import LaplaceSurrogate
+from seqbdl.surrogates.last_layer_laplace import LastLayerLaplaceSurrogate
 from seqbdl.surrogates.lofi import LoFiSurrogate
 from seqbdl.surrogates.mfvi import MFVISurrogate
 from seqbdl.surrogates.nngp import NNGPSurrogate
@@ -22,12 +23,15 @@ from seqbdl.surrogates.registry import (
     surrogate_class,
     surrogate_options,
 )
+from seqbdl.surrogates.subnetwork_laplace import SubnetworkLaplaceSurrogate
 
 for _cls in (
     GPSurrogate,
     NNGPSurrogate,
     EnsembleSurrogate,
     LaplaceSurrogate,
+    LastLayerLaplaceSurrogate,
+    SubnetworkLaplaceSurrogate,
     BayesianLastLayerSurrogate,
     HMCSurrogate,
     DKLSurrogate,
@@ -47,6 +51,8 @@ __all__ = [
     "DKLSurrogate",
     "HMCSurrogate",
     "LaplaceSurrogate",
+    "LastLayerLaplaceSurrogate",
+    "SubnetworkLaplaceSurrogate",
     "EnsembleSurrogate",
     "GPSurrogate",
     "NNGPSurrogate",

@@ -15,6 +15,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "nngp": {"draw_width": 64},
     "ensemble": {"network": (16, 16), "num_members": 8},
     "laplace": {"network": (16, 16)},
+    "last-layer-laplace": {"network": (16, 16), "num_networks": 2},
+    "subnetwork-laplace": {"network": (16, 16), "num_weights": 128},
     "bayesian-last-layer": {"network": (16, 16), "num_networks": 2},
     "hmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 6, "samples": 4},
     "dkl": {"network": (8, 8), "max_steps": 30},
