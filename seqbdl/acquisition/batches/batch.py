@@ -83,12 +83,18 @@ class PoolRules:
     def size(self) -> int:
         return self.allowed.shape[0]
 
-    def per_cost(self, values: Tensor) -> Tensor:
-        """Values by which candidates are ranked, ``N``: what a unit of cost buys. A negative value is the worse, the more it
-        costs."""
+    def per_cost(self, values: Tensor, index: Tensor | None = None) -> Tensor:
+        """What a unit of cost buys, the values by which candidates are ranked. A negative value is the worse, the more it
+        costs.
+
+        Args:
+            values: ``N``, or ``k`` of the points at ``index``.
+            index: ``k``.
+        """
         if self.cost is None:
             return values
-        return torch.where(values > 0, values / self.cost, values * self.cost)
+        cost = self.cost if index is None else self.cost[index]
+        return torch.where(values > 0, values / cost, values * cost)
 
 
 def pool_rules(

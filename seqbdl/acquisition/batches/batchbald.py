@@ -10,7 +10,8 @@ over all of them while they are few (exact; labels that no draw allows are dropp
 number from every draw. The form has no difference of large entropies, is never negative, and never exceeds ``log n``.
 
 Increments shrink as the batch grows (submodularity), so a candidate is evaluated only while its last exact increment, an
-upper bound, exceeds the best one found (Minoux 1978): the choice is that of evaluating all, at a fraction of the cost.
+upper bound, exceeds the best one found (Minoux 1978). It is evaluated in single precision first, with a bound on the rounding,
+and in double precision if it may still be the best. The choice is that of evaluating all in double precision.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _NEAR_CEILING = 0.9
 _PER_DRAW = 10  # label vectors per draw, at least
 _FIRST = 16  # candidates evaluated at first; then twice as many, and so on
 _TIE = 1e-12  # bounds this close to the best are evaluated: rounding must not decide
+_ROWS = 512  # label vectors summed in single precision before the sum goes on in double
+_ROUNDING = 2.0**-24
 
 
 def batchbald(
@@ -98,6 +101,10 @@ class _Joint:
         joint, mass = joint[possible], mass[possible]
         return _Joint(joint / mass.unsqueeze(-1), mass / mass.sum())
 
+    def single(self) -> _Joint:
+        """The same in single precision."""
+        return replace(self, weights=self.weights.float(), mass=self.mass.float())
+
 
 class _Search:
     def __init__(self, log_probs: Tensor, rules: PoolRules, generator: torch.Generator, num_configurations: int) -> None:
@@ -114,7 +121,7 @@ class _Search:
         total = 0.0
         ceiling = _NEAR_CEILING * _most_information(self._log_probs)
         for index in self._rules.pending.tolist():
-            total += float(self._increments(torch.tensor([index], device=self._bounds.device)))
+            total += float(self._increments(torch.tensor([index], device=self._bounds.device), self._joint))
             self._absorb(index)
         picking = Picking(self._rules)
         errors: list[float] = []
@@ -143,43 +150,56 @@ class _Search:
     def _best(self, picking: Picking) -> tuple[int, float]:
         bounds = torch.where(picking.open, self._rules.per_cost(self._bounds), -torch.inf)
         order = bounds.argsort(descending=True, stable=True)[: int(picking.open.sum())]
-        sampled = self._joint.per_draw is not None
+        per_cost, slack, rough_joint = self._rules.per_cost, self._slack(), self._joint.single()
         best, best_ranked, best_increment = -1, -math.inf, 0.0
         start, count = 0, _FIRST
         while start < order.shape[0] and float(bounds[order[start]]) > best_ranked - _TIE:
             index = order[start : start + count]
-            index = index[bounds[index] > best_ranked - _TIE]
-            increments = self._increments(index)
-            values = torch.full_like(self._bounds, -torch.inf)
-            values[index] = increments
-            ranked = self._rules.per_cost(values)
-            if not sampled:
-                self._bounds[index] = increments  # of samples, bounds would hold only up to their error
-            top = int(ranked[index].argmax())
-            if float(ranked[index[top]]) > best_ranked:
-                best, best_ranked, best_increment = int(index[top]), float(ranked[index[top]]), float(increments[top])
             start, count = start + count, 2 * count
+            index = index[bounds[index] > best_ranked - _TIE]
+            rough = self._increments(index, rough_joint)
+            upper = per_cost(rough + slack, index)
+            contender = upper >= max(float(per_cost(rough - slack, index).max()), best_ranked - _TIE)
+            increments = self._increments(index[contender], self._joint)
+            if self._joint.per_draw is None:  # of samples, bounds would hold only up to their error
+                self._bounds[index] = torch.minimum(self._bounds[index], rough + slack)
+                self._bounds[index[contender]] = increments
+            if increments.numel() == 0:
+                continue
+            ranked = per_cost(increments, index[contender])
+            top = int(ranked.argmax())
+            if float(ranked[top]) > best_ranked:
+                best, best_ranked, best_increment = int(index[contender][top]), float(ranked[top]), float(increments[top])
         return best, best_increment
 
-    def _increments(self, index: Tensor) -> Tensor:
-        """What each of these points adds, ``k``."""
-        weights, mass = self._joint.weights, self._joint.mass
-        C = self._log_probs.shape[-1]
-        several = max(1, VALUES_AT_ONCE // (weights.shape[0] * C))
-        expected = [self._label_entropies(part).T @ mass for part in index.split(several)]
-        return torch.cat(expected) - (mass @ weights) @ self._entropies[:, index]
+    def _slack(self) -> float:
+        """A bound on the rounding of increments in single precision: of sums over draws, over label vectors, and logarithms."""
+        n, _, C = self._log_probs.shape
+        return (n + _ROWS + 8) * _ROUNDING * (1.0 + math.log(C))
 
-    def _label_entropies(self, index: Tensor) -> Tensor:
-        """Entropies of the labels of ``k`` points under the draws as each label vector re-weights them, ``M x k``."""
-        probs = self._log_probs[:, index].double().exp()  # n x k x C
-        predicted = self._joint.weights @ probs.flatten(1)
-        return torch.special.entr(predicted).unflatten(-1, (index.shape[0], -1)).sum(-1)
+    def _increments(self, index: Tensor, joint: _Joint) -> Tensor:
+        """What each of these points adds, ``k``, in float64; computed in the precision of the joint."""
+        C = self._log_probs.shape[-1]
+        several = max(1, VALUES_AT_ONCE // (min(_ROWS, joint.mass.shape[0]) * C))
+        expected = [self._expected_entropy(part, joint) for part in index.split(several)]
+        draws = self._joint.mass @ self._joint.weights
+        return torch.cat(expected) - draws @ self._entropies[:, index]
+
+    def _expected_entropy(self, index: Tensor, joint: _Joint) -> Tensor:
+        """Entropies of the labels of ``k`` points under re-weighted draws, averaged over label vectors, ``k``."""
+        probs = self._log_probs[:, index].double().exp().to(joint.weights).flatten(1)  # n x (k C)
+        total = torch.zeros(probs.shape[1], dtype=torch.float64, device=probs.device)
+        smallest = torch.finfo(probs.dtype).tiny  # 0 log 0 = 0
+        for weights, mass in zip(joint.weights.split(_ROWS), joint.mass.split(_ROWS), strict=True):
+            predicted = (weights @ probs).clamp_min_(smallest)
+            total -= mass @ predicted.log().mul_(predicted)
+        return total.reshape(-1, self._log_probs.shape[-1]).sum(-1)
 
     def _standard_error(self, index: int) -> float:
         if self._joint.per_draw is None:
             return 0.0
-        point = torch.tensor([index], device=self._bounds.device)
-        terms = self._label_entropies(point).squeeze(-1) - self._joint.weights @ self._entropies[:, index]
+        predicted = self._joint.weights @ self._log_probs[:, index].double().exp()
+        terms = torch.special.entr(predicted).sum(-1) - self._joint.weights @ self._entropies[:, index]
         strata = terms.reshape(-1, self._joint.per_draw)
         return float((strata.var(-1).sum() / self._joint.per_draw).sqrt() / strata.shape[0])
 
