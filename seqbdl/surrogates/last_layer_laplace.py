@@ -14,6 +14,7 @@ from seqbdl.inference import laplace
 from seqbdl.inference.gauss_newton import minimize
 from seqbdl.inference.laplace import LaplaceFit, Rows, Tuning
 from seqbdl.networks import LinearHead
+from seqbdl.posteriors.mode import log_predictive
 from seqbdl.surrogates.linearized import LinearizedSurrogate
 from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
@@ -133,9 +134,9 @@ class LastLayerLaplaceSurrogate(LinearizedSurrogate):
             change = self._fit_weights(train) - start
             for i, share in enumerate(_ADAPTATIONS):
                 fit = self._fit_head(start + share * change, train, tune_noise, rounds=1)
-                held_out = replace(held_out, noise=rows.noise[test] * fit.noise_factor)
-                both = laplace.update_laplace(fit.network, fit.posterior, held_out, self.structure, self.settings)
-                scores[i] += float(both.log_evidence - fit.posterior.log_evidence)
+                predicted = laplace.joint(fit.network, fit.posterior, held_out.X)
+                noise = held_out.noise * fit.noise_factor
+                scores[i] += float(log_predictive(predicted, held_out.Y, self._lik, noise))
         return _ADAPTATIONS[max(range(len(scores)), key=lambda i: (scores[i], -i))]
 
     def _get_state(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqbdl.likelihoods import LIKELIHOODS, get_likelihood
 from seqbdl.posteriors import JointGaussian
-from seqbdl.posteriors.mode import mode_given
+from seqbdl.posteriors.mode import log_predictive, mode_given
 
 NOISE = torch.tensor([0.3]).double()
 
@@ -74,3 +74,24 @@ def test_a_singular_covariance_is_no_trouble() -> None:
     torch.testing.assert_close(f, f[:1].expand(3, 1))
     # f = 3 (1 - sigmoid(f))
     torch.testing.assert_close(f[0], 3 * torch.sigmoid(-f[0]), rtol=1e-2, atol=1e-2)
+
+
+def test_predictive_density_of_gaussian_observations_is_exact() -> None:
+    joint, Y, noise = prior(4, 2, (3,)), outcomes("gaussian", 4, 2, (5, 3)), torch.tensor([0.3, 0.1]).double()
+    C = joint.covariance.squeeze(-3) + torch.diag(noise.repeat(4))
+    exact = torch.distributions.MultivariateNormal(joint.mean.flatten(-2), C).log_prob(Y.flatten(-2))
+    torch.testing.assert_close(log_predictive(joint, Y, get_likelihood("gaussian"), noise), exact)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "poisson"])
+def test_predictive_density_of_labels_is_near_the_integral(name: str) -> None:
+    """Two points, by a fine grid over both latent values."""
+    lik, joint = get_likelihood(name), prior(2, 1)
+    Y = torch.tensor([[1.0], [0.0]]).double()
+    axis = torch.linspace(-8, 8, 401).double()
+    grid = torch.cartesian_prod(axis, axis)
+    density = torch.distributions.MultivariateNormal(joint.mean.flatten(), joint.covariance.squeeze(0)).log_prob(grid)
+    values = lik.log_prob(grid.unsqueeze(-1), Y, NOISE).sum(-1)
+    exact = torch.logsumexp(density + values, 0) + 2 * torch.log(axis[1] - axis[0])
+    # Laplace's relative error, of a prior with a standard deviation of about 1.
+    assert abs(float(log_predictive(joint, Y, lik, NOISE) - exact)) < 0.1
