@@ -96,9 +96,7 @@ class VariationalSurrogate(ParticleSurrogate):
         prior = self._prior_components()
         if getattr(self._weight_prior, "name", "") == "gaussian":
             joint = replace(joint, prior=prior.as_prior())
-        modes = minimize(
-            self._network, X, Labels(self._lik, Y, variance), prior.mean, self._starts, self.settings, 1 / (1 - self.anchor_share)
-        ).z
+        modes = self._modes(X, Y, variance)
         self._q = self._learn(joint, self._start(joint, modes))
         self._elbo = self._bound(joint)
         return self._particles()
@@ -108,6 +106,11 @@ class VariationalSurrogate(ParticleSurrogate):
         joint = LogJoint(self._network, self._lik, self._q.as_prior(), X, Y, variance)
         self._q = self._learn(joint, self._start(joint, self._q.mean))
         return self._particles()
+
+    def _modes(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
+        """Where the means begin, ``K x P``: the mode of every component given its anchor."""
+        anchors, precision = self._prior_components().mean, 1.0 / (1.0 - self.anchor_share)
+        return minimize(self._network, X, Labels(self._lik, Y, variance), anchors, self._starts, self.settings, precision).z
 
     def _start(self, joint: LogJoint, means: Tensor) -> MeanField:
         """Around ``means: K x P``, with the variances that are optimal were the network linear there."""
@@ -119,8 +122,8 @@ class VariationalSurrogate(ParticleSurrogate):
     def _particles(self) -> tuple[Tensor, Tensor]:
         return self._q.draws(self._white), self._white.new_zeros(self.num_members)
 
-    def _bound(self, joint: LogJoint) -> Tensor:
-        """The mean over components of the evidence lower bound, in inner units."""
+    def _bound(self, joint: LogJoint) -> Tensor | None:
+        """The mean over components of the evidence lower bound, in inner units; ``None``: not a bound."""
         return elbo(joint, self._q, _ELBO_SAMPLES, self._own_generator()).mean()
 
     def _own_generator(self) -> torch.Generator:
