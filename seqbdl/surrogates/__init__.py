@@ -6,6 +6,7 @@ from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
+from seqbdl.surrogates.fsvi import FSVISurrogate
 from seqbdl.surrogates.gp import GPSurrogate
 from seqbdl.surrogates.hmc import HMCSurrogate
 from seqbdl.surrogates.ivon import IVONSurrogate
@@ -24,6 +25,7 @@ from seqbdl.surrogates.registry import (
     surrogate_options,
 )
 from seqbdl.surrogates.subnetwork_laplace import SubnetworkLaplaceSurrogate
+from seqbdl.surrogates.vbll import VBLLSurrogate
 
 for _cls in (
     GPSurrogate,
@@ -39,10 +41,14 @@ for _cls in (
     LoFiSurrogate,
     MFVISurrogate,
     IVONSurrogate,
+    FSVISurrogate,
+    VBLLSurrogate,
 ):
     register(_cls)
 
 __all__ = [
+    "FSVISurrogate",
+    "VBLLSurrogate",
     "IVONSurrogate",
     "MFVISurrogate",
     "LoFiSurrogate",

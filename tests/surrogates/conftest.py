@@ -24,6 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "lofi": {"network": (16, 16)},
     "mfvi": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
     "ivon": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
+    "fsvi": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 50, "num_context": 16},
+    "vbll": {"network": (16, 16), "num_networks": 2, "steps": 20},
 }
 
 
