@@ -129,9 +129,9 @@ def report(frame: pd.DataFrame, size: Size, command: str) -> str:
     lines = [
         "# BatchBALD, race",
         "",
-        f"Command: `{command}`. Versions: {packages}. {size.points} points, {size.draws} draws, {size.classes} classes, a batch of "
-        f"{size.batch}, {size.configurations} label configurations, float64. One thread, CPU seconds; shared machine: read them as "
-        f"ratios. Goal: {GOAL:g} times cheaper, same picks.",
+        f"Command: `{command}`. Versions: {packages}. {size.points} points, {size.draws} draws, {size.classes} classes, a batch "
+        f"of {size.batch}, {size.configurations} label configurations, float64. One thread, CPU seconds; shared machine: read "
+        f"them as ratios. Goal: {GOAL:g} times cheaper, same picks.",
         "",
         "| method | pool | CPU seconds | ratio | picks | joint information | note |",
         "| --- | --- | --- | --- | --- | --- | --- |",

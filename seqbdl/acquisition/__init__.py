@@ -1,5 +1,14 @@
-"""What to ask next: acquisition functions by name, their optimization, and Thompson sampling."""
+"""What to ask next: acquisition functions by name, their optimization, Thompson sampling, and batches from pools."""
 
+from seqbdl.acquisition.batches import (
+    Batch,
+    BatchAcquisition,
+    BatchStatus,
+    get_batch_acquisition,
+    list_batch_acquisitions,
+    register_batch_acquisition,
+    select_batch,
+)
 from seqbdl.acquisition.context import AcquisitionContext
 from seqbdl.acquisition.draw_entropy import DrawEntropySearch
 from seqbdl.acquisition.draws import Optima, optimal_samples
@@ -17,6 +26,13 @@ __all__ = [
     "AcquisitionContext",
     "optimize_acquisition",
     "optimize_over_candidates",
+    "select_batch",
+    "list_batch_acquisitions",
+    "get_batch_acquisition",
+    "register_batch_acquisition",
+    "BatchAcquisition",
+    "Batch",
+    "BatchStatus",
     "thompson_candidates",
     "thompson_continuous",
     "optimal_samples",

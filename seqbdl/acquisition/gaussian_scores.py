@@ -14,7 +14,9 @@ from torch import Tensor
 from seqbdl.acquisition._pool_inputs import VALUES_AT_ONCE, check_matrix, check_variances, check_vector, check_weights
 from seqbdl.errors import InvalidDataError, ShapeError
 
-_QUADRATURE = 24  # nodes for each component of a mixture
+_NODES = 2000  # of an integral over a mixture, at least _NODES_EACH around every component
+_NODES_EACH = 20
+_REACH = 9.0  # standard deviations: the density there is 1e-18 of the largest
 
 
 def predictive_variance(variance: Tensor, noise: float | Tensor) -> Tensor:
@@ -72,8 +74,8 @@ def heteroscedastic_bald(draws: Tensor, noise_draws: Tensor) -> Tensor:
 def mixture_bald(draws: Tensor, noise_draws: Tensor) -> Tensor:
     """Mutual information of an outcome and WHICH of ``n`` draws is true, ``N``: 0 to ``log n``.
 
-    The entropy of the mixture of Gaussians is integrated by Gauss-Hermite quadrature around every component, its density in
-    log space; nothing is random.
+    The entropy of the mixture is integrated by the trapezoidal rule on nodes around all components, in units of their own
+    widths, its density in log space. Errors are about 1e-4 nats; nothing is random.
 
     Args:
         draws: ``n x N`` function values.
@@ -81,15 +83,18 @@ def mixture_bald(draws: Tensor, noise_draws: Tensor) -> Tensor:
     """
     means, noise = _components(draws, noise_draws)
     n, N = means.shape
-    nodes, weights = _hermite(means)
-    size = max(1, VALUES_AT_ONCE // (n * n * _QUADRATURE))
+    each = max(_NODES_EACH, _NODES // n)
+    grid = torch.linspace(-_REACH, _REACH, each, dtype=torch.float64, device=means.device)
+    # Shifted a little for each component, so that nodes of similar components interleave.
+    grid = grid + torch.arange(n, device=means.device).unsqueeze(-1) * (grid[1] - grid[0]) / n  # n x nodes
+    size = max(1, VALUES_AT_ONCE // (n * n * each))
     scores = []
     for start in range(0, N, size):
         mu, var = means[:, start : start + size].T, noise[:, start : start + size].T  # rows x n
-        y = mu.unsqueeze(-1) + (2.0 * var).sqrt().unsqueeze(-1) * nodes  # rows x n x nodes
-        gap = (y.unsqueeze(-1) - mu[:, None, None, :]).square() / var[:, None, None, :]
-        log_density = (-0.5 * (gap + (2.0 * math.pi * var)[:, None, None, :].log())).logsumexp(-1) - math.log(n)
-        mixture = -(log_density @ weights).mean(-1)
+        y = (mu.unsqueeze(-1) + var.sqrt().unsqueeze(-1) * grid).flatten(1).sort(-1).values
+        gap = (y.unsqueeze(-1) - mu.unsqueeze(1)).square() / var.unsqueeze(1)
+        log_density = (-0.5 * (gap + (2.0 * math.pi * var).log().unsqueeze(1))).logsumexp(-1) - math.log(n)
+        mixture = torch.trapezoid(-log_density.exp() * log_density, y)
         scores.append(mixture - 0.5 * (2.0 * math.pi * math.e * var).log().mean(-1))
     return torch.cat(scores)
 
@@ -152,7 +157,9 @@ def draws_epig(
     here = centred_draws(draws)
     there = centred_draws(target_draws, "target_draws")
     if here.shape[1] != there.shape[1]:
-        raise ShapeError(f"draws has {here.shape[1]} draws, target_draws has {there.shape[1]}; evaluate the same functions at both")
+        raise ShapeError(
+            f"draws has {here.shape[1]} draws, target_draws has {there.shape[1]}; evaluate the same functions at both"
+        )
     variance, target_variance = here.square().sum(-1), there.square().sum(-1)
     return gaussian_epig(variance, target_variance, here @ there.T, noise, target_noise, target_weights)
 
@@ -221,15 +228,10 @@ def _components(draws: Tensor, noise_draws: Tensor) -> tuple[Tensor, Tensor]:
     means = check_matrix("draws", draws)
     noise = check_matrix("noise_draws", noise_draws)
     if torch.broadcast_shapes(noise.shape, means.shape) != means.shape:
-        raise ShapeError(f"noise_draws has shape {tuple(noise.shape)}; it needs to broadcast to that of draws, {tuple(means.shape)}")
+        raise ShapeError(
+            f"noise_draws has shape {tuple(noise.shape)}; it needs to broadcast to that of draws, {tuple(means.shape)}"
+        )
     if bool((noise <= 0).any()):
         draw, row = (int(i) for i in (noise <= 0).nonzero()[0])
         raise InvalidDataError(f"noise_draws is zero or negative at point {row} of draw {draw}; it holds variances")
     return means, noise.expand(means.shape)
-
-
-def _hermite(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights with ``sum_j w_j g(mu + sqrt(2) sigma x_j)`` the mean of ``g`` under ``N(mu, sigma^2)``."""
-    off = torch.arange(1, _QUADRATURE, dtype=torch.float64).div(2.0).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))  # Golub and Welsch 1969
-    return nodes.to(like.device), vectors[0].square().to(like.device)

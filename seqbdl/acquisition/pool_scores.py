@@ -104,7 +104,9 @@ def bald(log_probs: Tensor) -> Tensor:
     Args:
         log_probs: ``n x N x C``, ``n >= 2``.
     """
-    return _by_rows(check_log_probs("log_probs", log_probs, min_draws=2), information)
+    return _by_rows(
+        check_log_probs("log_probs", log_probs, min_draws=2), lambda part: _entropy(_mean(part)) - _entropy(part).mean(0)
+    )
 
 
 def epig(log_probs: Tensor, target_log_probs: Tensor, target_weights: Tensor | None = None) -> Tensor:
@@ -145,14 +147,14 @@ def epig(log_probs: Tensor, target_log_probs: Tensor, target_weights: Tensor | N
     return torch.cat(scores)
 
 
-def information(part: Tensor) -> Tensor:
-    """BALD of unchecked float64 log-probabilities, ``n x N x C`` to ``N``."""
-    return _entropy(_mean(part)) - _entropy(part).mean(0)
-
-
-def draw_entropies(log_probs: Tensor) -> Tensor:
-    """Entropy of every draw's prediction, ``n x N``, of checked log-probabilities ``n x N x C``."""
-    return torch.cat([_entropy(part) for _, part in row_chunks(log_probs)], dim=1)
+def draw_entropies_and_information(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy of every draw's prediction, ``n x N``, and BALD, ``N``, of checked log-probabilities ``n x N x C``."""
+    entropies, informations = [], []
+    for _, part in row_chunks(log_probs):
+        p = part.exp()
+        entropies.append(torch.where(p > 0, p * part, 0.0).sum(-1).neg_())
+        informations.append(torch.special.entr(p.mean(0)).sum(-1) - entropies[-1].mean(0))
+    return torch.cat(entropies, dim=1), torch.cat(informations)
 
 
 def _by_rows(log_probs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:

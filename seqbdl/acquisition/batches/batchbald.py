@@ -9,9 +9,13 @@ which is BALD under draws that the labels ``y_B`` have re-weighted, averaged ove
 over all of them while they are few (exact; labels that no draw allows are dropped), and over samples beyond that, the same
 number from every draw. The form has no difference of large entropies, is never negative, and never exceeds ``log n``.
 
-Increments shrink as the batch grows (submodularity), so a candidate is evaluated only while its last exact increment, an
-upper bound, exceeds the best one found (Minoux 1978). It is evaluated in single precision first, with a bound on the rounding,
-and in double precision if it may still be the best. The choice is that of evaluating all in double precision.
+Most candidates need not be evaluated to know that they are not the best; the choice is that of evaluating all of them in
+double precision, because all three shortcuts are bounds:
+
+- Increments shrink as the batch grows (submodularity): the last exact increment bounds all later ones (Minoux 1978).
+- Merging label vectors into their mixture hides information about ``y_B``, which can only leave more to learn from ``y_x``
+  (data processing): a few merged vectors bound the increment under all of them.
+- Single precision comes with a bound on its rounding.
 """
 
 from __future__ import annotations
@@ -22,16 +26,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from seqbdl.acquisition._pool_inputs import VALUES_AT_ONCE, check_generator, check_log_probs, row_chunks
+from seqbdl.acquisition._pool_inputs import check_generator, check_log_probs, row_chunks
 from seqbdl.acquisition.batches.batch import Batch, Indices, Picking, PoolRules, pool_rules
-from seqbdl.acquisition.pool_scores import draw_entropies, information
+from seqbdl.acquisition.pool_scores import draw_entropies_and_information
 from seqbdl.errors import InvalidOptionError
 
 _NEAR_CEILING = 0.9
 _PER_DRAW = 10  # label vectors per draw, at least
 _FIRST = 16  # candidates evaluated at first; then twice as many, and so on
 _TIE = 1e-12  # bounds this close to the best are evaluated: rounding must not decide
-_ROWS = 512  # label vectors summed in single precision before the sum goes on in double
+_ROWS = 256  # label vectors summed in single precision before the sum goes on in double
+_COLUMNS = 1024  # labels of candidates at once: blocks stay in the cache
+_MERGED = 3  # label vectors to one, where there are many
+_MANY = 512
 _ROUNDING = 2.0**-24
 
 
@@ -101,6 +108,23 @@ class _Joint:
         joint, mass = joint[possible], mass[possible]
         return _Joint(joint / mass.unsqueeze(-1), mass / mass.sum())
 
+    def merged(self) -> _Joint:
+        """A third as many label vectors, those merged that tell about the same (a step of k-means on square roots)."""
+        number = self.mass.shape[0] // _MERGED
+        places = (torch.arange(number, dtype=torch.float64, device=self.mass.device) + 0.5) / number
+        centres = torch.searchsorted(self.mass.cumsum(0), places).clamp_max(self.mass.shape[0] - 1).unique()
+        roots = self.weights.float().sqrt()
+        joint = self.mass.unsqueeze(-1) * self.weights
+        towards = roots[centres]
+        for _ in range(2):
+            nearest = (roots @ towards.T).argmax(-1)
+            sums = torch.zeros(centres.shape[0], joint.shape[1], dtype=torch.float64, device=joint.device)
+            sums.index_add_(0, nearest, joint)
+            towards = torch.nn.functional.normalize(sums.sqrt(), dim=-1).float()
+        mass = sums.sum(-1)
+        sums, mass = sums[mass > 0], mass[mass > 0]
+        return _Joint(sums / mass.unsqueeze(-1), mass, self.per_draw)
+
     def single(self) -> _Joint:
         """The same in single precision."""
         return replace(self, weights=self.weights.float(), mass=self.mass.float())
@@ -110,8 +134,7 @@ class _Search:
     def __init__(self, log_probs: Tensor, rules: PoolRules, generator: torch.Generator, num_configurations: int) -> None:
         self._log_probs, self._rules, self._generator = log_probs, rules, generator
         self._limit = num_configurations
-        self._entropies = draw_entropies(log_probs)  # n x N
-        self._bounds = torch.cat([information(part) for _, part in row_chunks(log_probs)])  # N
+        self._entropies, self._bounds = draw_entropies_and_information(log_probs)  # n x N, N
         n = log_probs.shape[0]
         start = torch.full((1, n), 1.0 / n, dtype=torch.float64, device=log_probs.device)
         self._joint = _Joint(start, start.new_ones(1))
@@ -139,8 +162,8 @@ class _Search:
         notes = [] if exact else [f"sampled with {self._joint.weights.shape[0]} label vectors in the last step"]
         if saturated_from is not None:
             notes.append(
-                f"from pick {saturated_from} on, the information exceeds {_NEAR_CEILING:g} of the {ceiling / _NEAR_CEILING:.3g} nats "
-                f"that these {self._log_probs.shape[0]} draws can show; use more draws or a smaller batch"
+                f"from pick {saturated_from} on, the information exceeds {_NEAR_CEILING:g} of the most that these "
+                f"{self._log_probs.shape[0]} draws can show, {ceiling / _NEAR_CEILING:.3g} nats; use more draws"
             )
         batch = picking.batch(joint=True, exact=exact, notes=notes)
         standard_errors = None if exact else torch.tensor(errors, dtype=torch.float64).square().cumsum(0).sqrt().to(batch.scores)
@@ -148,51 +171,69 @@ class _Search:
         return replace(batch, status=status)
 
     def _best(self, picking: Picking) -> tuple[int, float]:
-        bounds = torch.where(picking.open, self._rules.per_cost(self._bounds), -torch.inf)
-        order = bounds.argsort(descending=True, stable=True)[: int(picking.open.sum())]
-        per_cost, slack, rough_joint = self._rules.per_cost, self._slack(), self._joint.single()
+        exact = self._joint.per_draw is None
+        bounds = self._bounds if exact else self._bounds.clone()  # bounds on samples hold for these samples only
+        rough_joint, slack, per_cost = self._joint.single(), self._slack(), self._rules.per_cost
+        if self._joint.mass.shape[0] > _MANY:
+            self._tighten(bounds, picking, rough_joint, slack)
+        ranked_bounds = torch.where(picking.open, per_cost(bounds), -torch.inf)
+        order = ranked_bounds.argsort(descending=True, stable=True)[: int(picking.open.sum())]
         best, best_ranked, best_increment = -1, -math.inf, 0.0
         start, count = 0, _FIRST
-        while start < order.shape[0] and float(bounds[order[start]]) > best_ranked - _TIE:
+        while start < order.shape[0] and float(ranked_bounds[order[start]]) > best_ranked - _TIE:
             index = order[start : start + count]
             start, count = start + count, 2 * count
-            index = index[bounds[index] > best_ranked - _TIE]
+            index = index[ranked_bounds[index] > best_ranked - _TIE]
             rough = self._increments(index, rough_joint)
-            upper = per_cost(rough + slack, index)
-            contender = upper >= max(float(per_cost(rough - slack, index).max()), best_ranked - _TIE)
-            increments = self._increments(index[contender], self._joint)
-            if self._joint.per_draw is None:  # of samples, bounds would hold only up to their error
-                self._bounds[index] = torch.minimum(self._bounds[index], rough + slack)
-                self._bounds[index[contender]] = increments
-            if increments.numel() == 0:
+            bounds[index] = torch.minimum(bounds[index], rough + slack)
+            at_least = max(float(per_cost(rough - slack, index).max()), best_ranked - _TIE)
+            index = index[per_cost(rough + slack, index) >= at_least]
+            if index.numel() == 0:
                 continue
-            ranked = per_cost(increments, index[contender])
+            increments = self._increments(index, self._joint)
+            bounds[index] = increments
+            ranked = per_cost(increments, index)
             top = int(ranked.argmax())
             if float(ranked[top]) > best_ranked:
-                best, best_ranked, best_increment = int(index[contender][top]), float(ranked[top]), float(increments[top])
+                best, best_ranked, best_increment = int(index[top]), float(ranked[top]), float(increments[top])
         return best, best_increment
 
+    def _tighten(self, bounds: Tensor, picking: Picking, rough_joint: _Joint, slack: float) -> None:
+        """Bounds by merged label vectors, in place, of the candidates that a few promising ones do not rule out."""
+        per_cost = self._rules.per_cost
+        ranked = torch.where(picking.open, per_cost(bounds), -torch.inf)
+        promising = ranked.topk(min(_FIRST, int(picking.open.sum()))).indices
+        reached = per_cost(self._increments(promising, rough_joint) - slack, promising).max()
+        index = (ranked >= reached).nonzero().squeeze(-1)
+        if index.shape[0] > _MERGED * _FIRST:
+            merged = self._increments(index, self._joint.merged().single()) + slack
+            bounds[index] = torch.minimum(bounds[index], merged)
+
     def _slack(self) -> float:
-        """A bound on the rounding of increments in single precision: of sums over draws, over label vectors, and logarithms."""
+        """A bound on the rounding of increments in single precision: of exponentials, sums over draws and over label vectors,
+        and logarithms."""
         n, _, C = self._log_probs.shape
-        return (n + _ROWS + 8) * _ROUNDING * (1.0 + math.log(C))
+        return (n + _ROWS + C + 16) * _ROUNDING * (1.0 + math.log(C))
 
     def _increments(self, index: Tensor, joint: _Joint) -> Tensor:
         """What each of these points adds, ``k``, in float64; computed in the precision of the joint."""
-        C = self._log_probs.shape[-1]
-        several = max(1, VALUES_AT_ONCE // (min(_ROWS, joint.mass.shape[0]) * C))
+        several = max(1, _COLUMNS // self._log_probs.shape[-1])
         expected = [self._expected_entropy(part, joint) for part in index.split(several)]
         draws = self._joint.mass @ self._joint.weights
         return torch.cat(expected) - draws @ self._entropies[:, index]
 
     def _expected_entropy(self, index: Tensor, joint: _Joint) -> Tensor:
         """Entropies of the labels of ``k`` points under re-weighted draws, averaged over label vectors, ``k``."""
-        probs = self._log_probs[:, index].double().exp().to(joint.weights).flatten(1)  # n x (k C)
+        probs = self._log_probs[:, index].to(joint.weights).exp().flatten(1)  # n x (k C)
         total = torch.zeros(probs.shape[1], dtype=torch.float64, device=probs.device)
         smallest = torch.finfo(probs.dtype).tiny  # 0 log 0 = 0
+        block = probs.new_empty(min(_ROWS, joint.mass.shape[0]), probs.shape[1])
+        logs = torch.empty_like(block)
         for weights, mass in zip(joint.weights.split(_ROWS), joint.mass.split(_ROWS), strict=True):
-            predicted = (weights @ probs).clamp_min_(smallest)
-            total -= mass @ predicted.log().mul_(predicted)
+            predicted, log_predicted = block[: mass.shape[0]], logs[: mass.shape[0]]
+            torch.mm(weights, probs, out=predicted)
+            torch.log(predicted.clamp_min_(smallest), out=log_predicted)
+            total -= mass @ log_predicted.mul_(predicted)
         return total.reshape(-1, self._log_probs.shape[-1]).sum(-1)
 
     def _standard_error(self, index: int) -> float:

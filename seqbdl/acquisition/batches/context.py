@@ -126,13 +126,14 @@ class PoolContext:
 
     def covariance(self, X: Tensor) -> Tensor:
         """Of the latent function between the pool and ``k`` other points, ``N x k``."""
-        k, parts = X.shape[0], []
+        return torch.cat([self._block(part) for part in X.split(_JOINT_ROWS)], dim=-1)
+
+    def _block(self, X: Tensor) -> Tensor:
+        parts = []
         with torch.no_grad():
             for part in self.pool.split(_JOINT_ROWS):
-                posterior = self.surrogate.posterior(torch.cat([part, X]))
-                joint = posterior.distribution.covariance_matrix
+                joint = self.surrogate.posterior(torch.cat([part, X])).distribution.covariance_matrix
                 parts.append(joint[: part.shape[0], part.shape[0] :].double())
-        assert parts[0].shape[-1] == k
         return torch.cat(parts)
 
     def kernel(self) -> PoolKernel:

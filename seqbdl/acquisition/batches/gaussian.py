@@ -188,9 +188,7 @@ def _inputs(
     return checked, rules, check_variances("noise", noise, checked.size, checked.diagonal, allow_zero=not positive)
 
 
-def _greedy(
-    state: Conditioned, rules: PoolRules, generator: torch.Generator, gains: Callable[[Conditioned], Tensor]
-) -> Batch:
+def _greedy(state: Conditioned, rules: PoolRules, generator: torch.Generator, gains: Callable[[Conditioned], Tensor]) -> Batch:
     picking = Picking(rules, check_generator(generator, "a choice between points without variance"))
     for index in rules.pending.tolist():
         state.observe(index)

@@ -102,9 +102,7 @@ def rank(
     return picking.batch(joint=False, notes=notes)
 
 
-def _inputs(
-    scores: Tensor, batch_size: int, pending: Indices, exclude: Indices, cost: Tensor | None
-) -> tuple[Tensor, PoolRules]:
+def _inputs(scores: Tensor, batch_size: int, pending: Indices, exclude: Indices, cost: Tensor | None) -> tuple[Tensor, PoolRules]:
     vector = check_vector("scores", scores)
     return vector, pool_rules(vector.shape[0], batch_size, pending, exclude, cost, vector.device)
 

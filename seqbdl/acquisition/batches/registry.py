@@ -195,9 +195,7 @@ def _check_needs(
     features: Callable[[Tensor], Tensor] | None,
 ) -> None:
     if entry.needs_targets and targets is None:
-        raise InvalidOptionError(
-            f"{entry.name} needs targets (M x d): inputs, without labels, from where the model will be used"
-        )
+        raise InvalidOptionError(f"{entry.name} needs targets (M x d): inputs, without labels, from where the model will be used")
     if not entry.needs_targets and (targets is not None or target_weights is not None):
         raise InvalidOptionError(f"{entry.name} does not look at targets; leave targets and target_weights out")
     if features is not None and not (entry.needs_features or entry.name == "MaxDet"):

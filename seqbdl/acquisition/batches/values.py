@@ -88,9 +88,7 @@ def nipv(context: PoolContext) -> Batch:
     )
 
 
-def max_det(
-    context: PoolContext, *, space: str = "posterior", sketch_dim: int | None = 512, sigma: float = 1e-3
-) -> Batch:
+def max_det(context: PoolContext, *, space: str = "posterior", sketch_dim: int | None = 512, sigma: float = 1e-3) -> Batch:
     if space == "posterior":
         return _max_det(context)
     given = context.space(space, sketch_dim, sigma).conditioned()
@@ -132,9 +130,7 @@ def bait(
     return _with_notes(batch, given.notes)
 
 
-def frank_wolfe(
-    context: PoolContext, *, space: str = "auto", sketch_dim: int | None = 512, sigma: float = 1e-3
-) -> Batch:
+def frank_wolfe(context: PoolContext, *, space: str = "auto", sketch_dim: int | None = 512, sigma: float = 1e-3) -> Batch:
     given = context.space(space, sketch_dim, sigma).conditioned()
     rules = context.rules
     batch = linear.frank_wolfe(
