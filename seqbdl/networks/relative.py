@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from seqbdl.errors import ShapeError
 from seqbdl.networks.network import Network, Tangents, WeightBlock
 
 
@@ -18,29 +19,35 @@ class RelativeNetwork(Network):
 
     Args:
         network: The network.
-        start: ``1 x P``, ``a``.
+        start: ``1 x P``, ``a``; or ``M x P``, and the start of member ``s`` of a stack is that of index ``s mod M``.
     """
 
     def __init__(self, network: Network, start: Tensor) -> None:
         self.network, self.start = network, start
         self.input_dim, self.num_outputs, self.num_params = network.input_dim, network.num_outputs, network.num_params
 
-    def _at_start(self, X: Tensor) -> Tensor:
-        return self.network.forward(self.start.to(X), X)
+    def _at_start(self, X: Tensor, members: int) -> Tensor:
+        values = self.network.forward(self.start.to(X), X)
+        M = values.shape[0]
+        if M in (1, members):
+            return values
+        if members % M:
+            raise ShapeError(f"z holds {members} weight vectors; with {M} starts it must hold whole rounds of {M}")
+        return values.repeat(members // M, *[1] * (values.dim() - 1))
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
-        return self.network.forward(z, X) - self._at_start(X)
+        return self.network.forward(z, X) - self._at_start(X, z.shape[0])
 
     def pullback(self, z: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         values, back = self.network.pullback(z, X)
-        return values - self._at_start(X), back
+        return values - self._at_start(X, z.shape[0]), back
 
     def members_at_once(self, X: Tensor) -> int | None:
         return self.network.members_at_once(X)
 
     def tangents(self, z: Tensor, X: Tensor) -> Tangents:
         tangents = self.network.tangents(z, X)
-        return Tangents(tangents.values - self._at_start(X.reshape(-1, self.input_dim)), tangents.parts)
+        return Tangents(tangents.values - self._at_start(X.reshape(-1, self.input_dim), z.shape[0]), tangents.parts)
 
     def tangent_kernel(self, first: Tangents, second: Tangents) -> Tensor:
         return self.network.tangent_kernel(first, second)
