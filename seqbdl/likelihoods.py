@@ -83,6 +83,15 @@ class Likelihood(ABC):
         """``d log p / d f``, ``... x n x l``."""
         return apply_root(self.root(f, noise), self.whitened_score(f, Y, noise))
 
+    def stabilized(self, f: Tensor, noise: Tensor) -> Tensor:
+        """``g(f)`` whose Jacobian is ``R^T``, ``... x n x l``: latent values in whose coordinates the Fisher information is
+        one everywhere (the variance-stabilizing transform).
+
+        Raises:
+            InvalidOptionError: There is no such transform.
+        """
+        raise InvalidOptionError(f"the {self.name} likelihood has no variance-stabilizing transform")
+
     def class_log_probs(self, f: Tensor) -> Tensor:
         """Log-probabilities of classes, ``... x n x C`` (Bernoulli with several outputs: ``... x n x m x 2``).
 
@@ -106,6 +115,9 @@ class Gaussian(Likelihood):
 
     def whitened_score(self, f: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
         return (Y - f) * noise.rsqrt()
+
+    def stabilized(self, f: Tensor, noise: Tensor) -> Tensor:
+        return f * noise.rsqrt()
 
     def mean_variance(self, f: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return f, noise.expand_as(f)
@@ -174,6 +186,9 @@ class Bernoulli(Likelihood):
     def score(self, f: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
         return Y - torch.sigmoid(f)
 
+    def stabilized(self, f: Tensor, noise: Tensor) -> Tensor:
+        return 2 * torch.atan(torch.exp(0.5 * f))
+
     def mean_variance(self, f: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.sigmoid(f)
         return p, p * torch.sigmoid(-f)
@@ -219,6 +234,9 @@ class Categorical(Likelihood):
     def score(self, f: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
         return self._one_hot(f, Y) - f.softmax(-1)
 
+    def stabilized(self, f: Tensor, noise: Tensor) -> Tensor:
+        return 2 * torch.exp(0.5 * f.log_softmax(-1))  # square roots of probabilities: points on a sphere
+
     def mean_variance(self, f: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         p = f.softmax(-1)
         return p, p * (1 - p)
@@ -251,6 +269,9 @@ class Poisson(Likelihood):
 
     def score(self, f: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
         return Y - f.exp()
+
+    def stabilized(self, f: Tensor, noise: Tensor) -> Tensor:
+        return 2 * torch.exp(0.5 * f)
 
     def mean_variance(self, f: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         rate = f.exp()

@@ -151,9 +151,15 @@ def _linear_minimizer(network: Network, tangents: Tangents, root: Tensor, residu
     if residual[0].numel() <= network.num_params:
         B = whiten_both(root, network.tangent_kernel(tangents, tangents), network.num_outputs)
         B.diagonal(dim1=-2, dim2=-1).add_(ridge)
-        alpha = torch.cholesky_solve(residual.flatten(1).unsqueeze(-1), safe_cholesky(B)).reshape(residual.shape)
+        alpha = _solve(B, residual.flatten(1)).reshape(residual.shape)
         return network.vjp(tangents, apply_root(root, alpha))
     rows = whiten_rows(root, network.jacobian(tangents).flatten(1, 2), network.num_outputs)  # S x (n l) x P
     A = rows.transpose(-1, -2) @ rows
     A.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    return torch.cholesky_solve(rows.transpose(-1, -2) @ residual.flatten(1).unsqueeze(-1), safe_cholesky(A)).squeeze(-1)
+    return _solve(A, (rows.transpose(-1, -2) @ residual.flatten(1).unsqueeze(-1)).squeeze(-1))
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """``matrix^{-1} right``, ``S x k``, in float64 whatever the type of the networks."""
+    factor = safe_cholesky(matrix.double())
+    return torch.cholesky_solve(right.double().unsqueeze(-1), factor).squeeze(-1).to(right)

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from seqbdl.likelihoods import Likelihood, apply_root_transposed
+from seqbdl.likelihoods import Likelihood, apply_root, apply_root_transposed
+
+T = TypeVar("T")
 
 
 class Observations(Protocol):
@@ -75,6 +77,58 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Randomized:
+    """``-sum w log p(y | f) - sum sqrt(w) e . g(f)``: every network has its own weights of rows and its own noise on the targets
+    (see :mod:`seqbdl.inference.randomize`); ``g`` is the variance-stabilizing transform of the likelihood.
+
+    Attributes:
+        likelihood: Of an observation.
+        Y: ``n x t``, or ``S x n x t``.
+        noise: ``n x m``.
+        white: ``S x n x l`` standard normals, ``e``, or ``None``.
+        weights: ``S x n``, ``w``, or ``None``.
+    """
+
+    likelihood: Likelihood
+    Y: Tensor
+    noise: Tensor
+    white: Tensor | None = None
+    weights: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Randomized:
+        """Some of the rows."""
+        white = None if self.white is None else self.white[:, index]
+        weights = None if self.weights is None else self.weights[:, index]
+        return Randomized(self.likelihood, self.Y[..., index, :], self.noise[index], white, weights)
+
+    def misfit(self, f: Tensor) -> Tensor:
+        terms = self.likelihood.log_prob(f, self.Y, self.noise)
+        if self.weights is not None:
+            terms = self.weights * terms
+        if self.white is not None:
+            pushes = (self.white * self.likelihood.stabilized(f, self.noise)).sum(-1)
+            terms = terms + (pushes if self.weights is None else self.weights.sqrt() * pushes)
+        return -terms.sum(-1)
+
+    def root(self, f: Tensor) -> Tensor:
+        root = self.likelihood.root(f, self.noise)
+        return root if self.weights is None else root * self.weights.sqrt().reshape(*self.weights.shape, *[1] * (root.dim() - 2))
+
+    def whitened_score(self, f: Tensor) -> Tensor:
+        score = self.likelihood.whitened_score(f, self.Y, self.noise)
+        if self.weights is not None:
+            score = self.weights.sqrt().unsqueeze(-1) * score
+        return (score if self.white is None else score + self.white).expand_as(f)
+
+    def score(self, f: Tensor) -> Tensor:
+        """``S x n x l``, minus the gradient of the misfit."""
+        score = self.likelihood.score(f, self.Y, self.noise)
+        if self.weights is not None:
+            score = self.weights.unsqueeze(-1) * score
+        return (score if self.white is None else score + apply_root(self.root(f), self.white)).expand_as(f)
+
+
+@dataclass(frozen=True)
 class Remembered:
     """``1/2 |R^T (f - g)|^2``: every network keeps the values that it had, as firmly as the data there once demanded.
 
@@ -122,3 +176,15 @@ class Joined:
     def whitened_score(self, f: Tensor) -> Tensor:
         scores = [self.first.whitened_score(f[..., : self.split, :]), self.second.whitened_score(f[..., self.split :, :])]
         return torch.cat(scores, -2)
+
+
+def cast(observations: T, dtype: torch.dtype) -> T:
+    """The same observations with their tensors in another floating-point type."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype)
+        return cast(value, dtype) if hasattr(value, "__dataclass_fields__") else value
+
+    changes = {f.name: convert(getattr(observations, f.name)) for f in fields(observations)}  # type: ignore[arg-type]
+    return replace(observations, **changes)  # type: ignore[type-var]

@@ -43,6 +43,8 @@ class MLP(Network):
             times the width, at ``K`` times (not ``K^2`` times) the cost, and as near to its linearization.
     """
 
+    matrix_free = True
+
     def __init__(
         self,
         widths: Sequence[int],

@@ -23,6 +23,9 @@ class Network(ABC):
     input_dim: int
     num_outputs: int
     num_params: int
+    matrix_free: bool = False
+    """Whether products with the Jacobian are made of layers, in the floating-point type of ``z`` and ``X``; otherwise
+    :meth:`tangents` forms ``S x N x m x P`` numbers, in float64."""
 
     @abstractmethod
     def forward(self, z: Tensor, X: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What plugs into loops: BoTorch models that share one contract."""
 
 from seqbdl.surrogates import dispatch as dispatch
+from seqbdl.surrogates.anchored_ensemble import AnchoredEnsembleSurrogate
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
@@ -31,6 +32,7 @@ for _cls in (
     GPSurrogate,
     NNGPSurrogate,
     EnsembleSurrogate,
+    AnchoredEnsembleSurrogate,
     LaplaceSurrogate,
     LastLayerLaplaceSurrogate,
     SubnetworkLaplaceSurrogate,
@@ -51,6 +53,7 @@ __all__ = [
     "VBLLSurrogate",
     "IVONSurrogate",
     "MFVISurrogate",
+    "AnchoredEnsembleSurrogate",
     "LoFiSurrogate",
     "EKFSurrogate",
     "BayesianLastLayerSurrogate",

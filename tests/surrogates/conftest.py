@@ -14,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gp": {},
     "nngp": {"draw_width": 64},
     "ensemble": {"network": (16, 16), "num_members": 8},
+    "anchored-ensemble": {"network": (16, 16), "num_members": 8},
     "laplace": {"network": (16, 16)},
     "last-layer-laplace": {"network": (16, 16), "num_networks": 2},
     "subnetwork-laplace": {"network": (16, 16), "num_weights": 128},
