@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqbdl.acquisition.batches.batch import Batch, BatchStatus, Picking, pool_rules
@@ -45,6 +45,7 @@ def test_bad_rules_are_refused() -> None:
         pool_rules(2, 1, cost=torch.ones(3))
 
 
+@settings(deadline=None, derandomize=True, max_examples=25)
 @given(
     st.lists(st.tuples(st.floats(-5, 5), st.floats(0.1, 10)), min_size=1, max_size=8),
     st.floats(1.01, 5),

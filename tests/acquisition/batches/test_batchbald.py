@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -94,6 +94,7 @@ def test_a_batch_of_one_is_bald() -> None:
     assert float(batch.scores[0]) == pytest.approx(float(scores.max()), abs=1e-14)
 
 
+@settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.integers(0, 10_000), st.booleans(), st.booleans(), st.booleans())
 def test_the_choice_is_that_of_evaluating_everything(seed: int, certain: bool, priced: bool, waiting: bool) -> None:
     log_probs = random_log_probs(5, 8, 2, seed, certain)
