@@ -1,9 +1,9 @@
 """Elliptical slice sampling (Murray, Adams and MacKay 2010): no step size, no gradient, many chains at once.
 
-Target: ``L(z) N(z; mean, S S^T)``. From ``z`` a chain draws ``v ~ N(mean, S S^T)``, a level ``log L(z) + log u`` and an angle, and
-looks for a point above the level on the ellipse ``mean + (z - mean) cos t + (v - mean) sin t``; an angle that fails shrinks the
-bracket around ``t = 0``, where the chain stands and which is always accepted in the end. Every chain has its own bracket; chains
-that have found their point wait while the others are evaluated together.
+Target: ``L(z) N(z; mean, S S^T)``. From ``z`` a chain draws ``v ~ N(mean, S S^T)``, a level ``log L(z) + log u`` and an angle,
+and looks for a point above the level on the ellipse ``mean + (z - mean) cos t + (v - mean) sin t``; an angle that fails shrinks
+the bracket around ``t = 0``, where the chain stands and which is always accepted in the end. Every chain has its own bracket;
+chains that have found their point wait while the others are evaluated together.
 """
 
 from __future__ import annotations

@@ -15,23 +15,25 @@ SHARE = 0.1
 SLACK = 0.5
 
 
-def folds(num_rows: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+def folds(num_rows: int, generator: torch.Generator, share: float = SHARE, most: int = 10) -> list[tuple[Tensor, Tensor]]:
     """Indices of training and of held-out rows, one pair per fold.
 
-    A fold holds out a tenth of the rows (one row where there are less than ten); there are as few folds as hold out
-    :data:`HELD_OUT_ROWS` rows together, ten at most, so that large data pay for one more fit only.
+    A fold holds out a share of the rows, one at least; there are as few folds as hold out :data:`HELD_OUT_ROWS` rows
+    together, so that large data pay for one more fit only.
 
     Args:
         num_rows: ``N``.
         generator: Orders the rows.
+        share: Of the rows, per fold.
+        most: Folds at most.
 
     Returns:
         At least one pair, or none for a single row.
     """
     if num_rows < 2:
         return []
-    size = max(1, round(SHARE * num_rows))
-    count = min(10, num_rows // size, math.ceil(HELD_OUT_ROWS / size))
+    size = max(1, round(share * num_rows))
+    count = min(most, num_rows // size, math.ceil(HELD_OUT_ROWS / size))
     order = torch.randperm(num_rows, generator=generator)
     pairs = []
     for fold in range(count):

@@ -5,9 +5,9 @@
 s^2 I)``, sampled by elliptical slices or approximated by a Gaussian.
 
 ``T`` is not 1 where a subspace of few directions has to show what all weights leave open: its likelihood, full strength, pins
-these directions down as the whole posterior would, and the other directions have no spread at all (the paper tempers for the same
-reason). ``T`` is chosen by the density of held-out rows, under the Gaussian ``N(0, (G / T + I / s^2)^{-1})`` with the Gauss-Newton
-matrix ``G`` at the modes of the other folds.
+these directions down as the whole posterior would, and the other directions have no spread at all (the paper tempers for the
+same reason). ``T`` is chosen by the density of held-out rows, under the Gaussian ``N(0, (G / T + I / s^2)^{-1})`` with the
+Gauss-Newton matrix ``G`` at the modes of the other folds.
 """
 
 from __future__ import annotations

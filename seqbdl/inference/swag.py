@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -185,9 +185,8 @@ def swag(
         if settings.learning_rate is not None:
             break
         rate = torch.where(diverged, rate / 4, rate)  # the quadratic picture was too optimistic
-    raise InvalidOptionError(
-        f"learning_rate={settings.learning_rate or float(rate.max())}: the walk diverged; give a smaller one, or a larger batch_size"
-    )
+    tried = settings.learning_rate if settings.learning_rate is not None else float(rate.max())
+    raise InvalidOptionError(f"learning_rate={tried}: the walk diverged; give a smaller one, or a larger batch_size")
 
 
 def stationary_rate(log_joint: LogJoint, start: Tensor, settings: SwagSettings) -> Tensor:

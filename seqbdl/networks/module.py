@@ -65,7 +65,7 @@ class ModuleNetwork(Network):
         """Weights and buffers by name for one weight vector ``P``."""
         flat = (self._scale.to(z) * z).split([s.numel() for s in self._shapes])
         weights = {n: p.reshape(s) for n, p, s in zip(self._names, flat, self._shapes, strict=True)}
-        return {**weights, **{n: b.to(z.device) for n, b in self._buffers.items()}}
+        return {**weights, **{n: b.to(z) if b.is_floating_point() else b.to(z.device) for n, b in self._buffers.items()}}
 
     def _call(self, z: Tensor, X: Tensor) -> Tensor:
         """One weight vector ``P`` at points ``N x d``, ``N x m``."""
@@ -75,6 +75,37 @@ class ModuleNetwork(Network):
         points = X.reshape(-1, self.input_dim)
         values: Tensor = vmap(self._call, in_dims=(0, None))(z, points)
         return values.unflatten(1, X.shape[:-1])
+
+    def forward_rows(self, z: Tensor, X: Tensor) -> Tensor:
+        """Every row under its own weights: ``z: S x N x P``, ``X: N x d``, ``S x N x m``."""
+
+        def one(weights: Tensor, x: Tensor) -> Tensor:
+            return self._call(weights, x.unsqueeze(0)).squeeze(0)
+
+        values: Tensor = vmap(vmap(one), in_dims=(0, None))(z, X)
+        return values
+
+    @property
+    def weight_shapes(self) -> list[torch.Size]:
+        """Of the parameters, in order."""
+        return self._shapes
+
+    @property
+    def num_units(self) -> int:
+        return sum(s[1] for s in [s for s in self._shapes if len(s) > 1][1:])
+
+    def input_masks(self, keep: Tensor) -> Tensor:
+        """As :meth:`Network.input_masks`; the units are the input channels of every weight tensor but the first."""
+        pieces, offset, seen = [], 0, 0
+        for s in self._shapes:
+            if len(s) > 1 and seen > 0:
+                channels = keep[:, offset : offset + s[1]].reshape(-1, 1, s[1], *[1] * (len(s) - 2))
+                pieces.append(channels.expand(-1, *s).flatten(1))
+                offset += s[1]
+            else:
+                pieces.append(keep.new_ones(keep.shape[0], s.numel()))
+            seen += len(s) > 1
+        return torch.cat(pieces, -1)
 
     def tangents(self, z: Tensor, X: Tensor) -> Tangents:
         points = X.reshape(-1, self.input_dim)
