@@ -9,23 +9,22 @@ With velocity ``v`` in units of ``M^{-1/2}`` and friction ``C`` per step (their 
     v' = (1 - C) v + h_k M^{-1} grad log p(z, D) + N(0, 2 C T M^{-1}),    z' = z + h_k v'
 
 The velocity is not scaled by the step size, so that it stays at temperature ``T`` while steps shrink. The temperature is one
-unless it is set: the reference experiments on images divide it by the number of training images. The mass matrix may change
-from cycle to cycle, where noise comes in.
+unless it is set: the reference experiments on images divide it by the number of training images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from seqbdl.inference.chains import ChainResult, Record, Target, batch_share, check_finite, largest_curvature
+from seqbdl.inference.chains import ChainResult, Record, Target, check_finite
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import minibatches
 from seqbdl.inference.metrics import Metric
+from seqbdl.inference.sghmc import step_and_friction
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class CSGHMCSettings:
     samples: States kept of every chain and cycle, evenly over the last half of the steps with noise.
     learning_rate: First step size of a cycle, ``h_0``; ``None``: ``caution`` over the root of the largest eigenvalue of
         ``M^{-1} H`` at the start; with mini-batches at most what keeps their noise at a tenth of ours.
-    friction: ``C``, the share of the velocity that a step loses.
+    friction: ``C``, the share of the velocity that a step loses; ``None``: as in :mod:`seqbdl.inference.sghmc`, for the first
+        step of a cycle.
     caution: Of automatic first steps: radians of the fastest oscillation; at 2 they would be unstable.
     batch_size: Rows per step; ``None``: all.
     temperature: ``T`` of the steps with noise.
@@ -48,8 +48,8 @@ class CSGHMCSettings:
     exploration: float = 0.25
     samples: int = 4
     learning_rate: float | None = None
-    friction: float = 0.1
-    caution: float = 0.6
+    friction: float | None = None
+    caution: float = 0.8
     batch_size: int | None = None
     temperature: float = 1.0
 
@@ -72,7 +72,7 @@ class CSGHMCSettings:
 def csghmc(
     target: Target,
     start: Tensor,
-    metric_at: Callable[[Tensor], Metric],
+    metric: Metric,
     generator: torch.Generator,
     settings: CSGHMCSettings = CSGHMCSettings(),
     gibbs: Gibbs | None = None,
@@ -82,10 +82,10 @@ def csghmc(
     Args:
         target: The log density.
         start: ``S x P``.
-        metric_at: From the chains' states ``S x P`` to ``M``.
+        metric: ``M``.
         generator: Source of randomness: momenta, noise and batches.
         settings: Lengths and steps.
-        gibbs: Hyperparameters to be drawn whenever a state is kept and where noise comes in; it then defines the target.
+        gibbs: Hyperparameters to be drawn whenever a state is kept; it then defines the target.
 
     Raises:
         DivergedError: A chain has left the finite numbers: the step size was too large.
@@ -93,38 +93,32 @@ def csghmc(
     hyper = None if gibbs is None else gibbs.begin(start)
     if gibbs is not None and hyper is not None:
         target = gibbs.target(hyper)
-    share = batch_share(target, settings.batch_size)
-    C, T = settings.friction, settings.temperature
-    metric = metric_at(start)
-    if settings.learning_rate is None:
-        limit = settings.caution if share == 1.0 else min(settings.caution, (0.2 * C * share) ** 0.5)
-        first = limit * largest_curvature(target, start, metric, generator).rsqrt()
-    else:
-        first = torch.full_like(start[:, 0], settings.learning_rate)
+    T = settings.temperature
+    first, C = step_and_friction(target, start, metric, generator, settings)
     z, record = start, Record(gibbs)
     batches = minibatches(target.num_rows, settings.batch_size, settings.cycles * settings.steps + 1, generator)
     gradient = target.value_and_gradient(z, batches[0])[1]
     for number in range(settings.cycles * settings.steps):
         k = number % settings.steps
+        if k == 0 and number > 0 and gibbs is not None:  # other noise, other curvature
+            first, C = step_and_friction(target, z, metric, generator, settings)
         h = settings.step_factor(k) * first[:, None]
         noisy = k >= settings.first_noisy
         if k == 0:
             v = torch.zeros_like(z)
         if k == settings.first_noisy:
-            check_finite(z, number, first)
-            metric = metric_at(z)
             v = T**0.5 * metric.draw(z, generator)
         v = (1 - C) * v + h * metric.solve(gradient)
         if noisy:
-            v = v + (2 * C * T) ** 0.5 * metric.draw(z, generator)
+            v = v + (2 * C * T).sqrt() * metric.draw(z, generator)
         z = z + h * v
         keep = k in settings.kept
-        if keep or k == settings.first_noisy:
+        if keep:
             check_finite(z, number + 1, first)
             if gibbs is not None and hyper is not None:
                 hyper = gibbs.draw(z, hyper, generator)
                 target = gibbs.target(hyper)
         gradient = target.value_and_gradient(z, batches[number + 1])[1]
         if keep:
-            record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C) * metric.square(v) / z.shape[1])
+            record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C[:, 0]) * metric.square(v) / z.shape[1])
     return record.result(first)

@@ -28,12 +28,13 @@ class DiagonalHMCSettings:
     """Attributes:
     warmup: Trajectories that adapt step sizes and masses and are thrown away; masses from 20 on.
     samples: Trajectories after that.
-    trajectory: Mean length in units of the mass matrix: a quarter turn for a Gaussian that it fits (for a prior of unit
-        scale the rule of Izmailov et al. 2021).
+    trajectory: Mean length in radians, of the directions that only a prior of unit scale determines (Izmailov et al. 2021)
+        or, once masses are adapted, of all: a quarter turn forgets the start fastest.
     target_acceptance: What dual averaging aims at.
-    initial_step: First step size; ``None``: a tenth of what is stable for the largest curvature at the
-        start, because dual averaging tries ten times its first step.
+    initial_step: First step size; ``None``: half of what is stable for the largest curvature at the start, which high
+        dimensions accept about nine times in ten.
     max_steps: Leapfrog steps per trajectory at most.
+    adapt_mass: Whether to estimate masses from the chains; they start from the metric that is handed in.
     """
 
     warmup: int = 100
@@ -41,7 +42,8 @@ class DiagonalHMCSettings:
     trajectory: float = 0.5 * math.pi
     target_acceptance: float = 0.8
     initial_step: float | None = None
-    max_steps: int = 64
+    max_steps: int = 100
+    adapt_mass: bool = True
 
 
 def diagonal_hmc(
@@ -69,20 +71,22 @@ def diagonal_hmc(
     z = start
     value, gradient = target.value_and_gradient(z)
     if settings.initial_step is None:
-        first = 0.2 * largest_curvature(target, z, metric, generator).clamp_min(1e-12).rsqrt()
+        first = largest_curvature(target, z, metric, generator).clamp_min(1e-12).rsqrt()
     else:
         first = torch.full_like(value, settings.initial_step)
-    steps = DualAveraging.begin(first)
-    windows, moments = window_ends(settings.warmup), Moments.begin(z)
+    steps = DualAveraging.begin(first, multiple=1.0)
+    windows = window_ends(settings.warmup) if settings.adapt_mass else []
+    moments, adapted = Moments.begin(z), False
     record, acceptance, divergences = Record(gibbs), torch.zeros_like(value), 0
     for iteration in range(settings.warmup + settings.samples):
         warm = iteration < settings.warmup
         step = (steps.log_step if warm else steps.smooth).exp()
+        length = settings.trajectory * (1.0 if adapted else math.sqrt(metric.typical))
         v = metric.draw(z, generator)
         energy = 0.5 * metric.square(v) - value
         full, half = step[:, None], 0.5 * step[:, None]
         new_z, new_value, new_gradient = z, value, gradient
-        for _ in range(jittered_steps(settings.trajectory, step, settings.max_steps, generator)):
+        for _ in range(jittered_steps(length, step, settings.max_steps, generator)):
             v = v + half * metric.solve(new_gradient)
             new_z = new_z + full * v
             new_value, new_gradient = target.value_and_gradient(new_z)
@@ -99,7 +103,7 @@ def diagonal_hmc(
             if windows and windows[0] <= iteration < windows[-1]:
                 moments = moments.update(z)
                 if iteration + 1 in windows[1:]:
-                    metric, moments = DiagonalMetric(1.0 / moments.variance()), Moments.begin(z)
+                    metric, moments, adapted = DiagonalMetric(1.0 / moments.variance()), Moments.begin(z), True
                     steps = DualAveraging.begin(steps.smooth.exp())
         else:
             acceptance = acceptance + probability / settings.samples

@@ -25,6 +25,10 @@ MAX_METRIC_ROWS = 1000
 class Metric(Protocol):
     """A symmetric positive definite ``M`` for every chain."""
 
+    @property
+    def typical(self) -> float:
+        """The mass of most weights: a prior of unit scale alone moves them ``sqrt(typical)`` slower than a unit mass would."""
+
     def solve(self, g: Tensor) -> Tensor:
         """``M^{-1} g``, ``S x P``."""
 
@@ -42,6 +46,10 @@ class DiagonalMetric:
     """
 
     mass: Tensor
+
+    @property
+    def typical(self) -> float:
+        return float(self.mass.median())
 
     def solve(self, g: Tensor) -> Tensor:
         return g / self.mass
@@ -63,6 +71,7 @@ class GaussNewtonMetric:
         root: ``S x r x l`` or ``S x r x l x l``, ``R``.
         factor: ``S x (r l) x (r l)``, Cholesky factor of ``R^T J J^T R + I``.
         centre: ``S x P``, the minimizer of ``1/2 |R^T J (z' - z) - u|^2 + 1/2 |z'|^2``.
+    typical: One: data determine a few directions only.
     """
 
     network: Network
@@ -70,6 +79,7 @@ class GaussNewtonMetric:
     root: Tensor
     factor: Tensor
     centre: Tensor
+    typical: float = 1.0
 
     def solve(self, g: Tensor) -> Tensor:
         return g - self._back(self._dual(self._rows(g)))

@@ -15,6 +15,7 @@ units of ``z`` is ``2 h^2 C V^{-1/2} - h^4 b``, at least zero: ``b = 1`` takes a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class SGHMCSettings:
     thinning: Steps from one to the next.
     learning_rate: Step size ``h``; ``None``: ``caution`` over the root of the largest eigenvalue of ``M^{-1} H`` at the
         start (and where ``M`` freezes); with mini-batches at most what keeps their noise at a tenth of ours.
-    friction: ``C``, the share of the velocity that a step loses.
+    friction: ``C``, the share of the velocity that a step loses; ``None``: one radian's worth per radian of the directions
+        that only a prior of unit scale determines, and at least 0.1 with mini-batches, which heat what is not damped.
     caution: Of automatic steps: radians of the fastest oscillation; at 2 they would be unstable.
     batch_size: Rows per step; ``None``: all.
     temperature: ``T``.
@@ -45,29 +47,25 @@ class SGHMCSettings:
     samples: int = 8
     thinning: int = 8
     learning_rate: float | None = None
-    friction: float = 0.05
-    caution: float = 0.3
+    friction: float | None = None
+    caution: float = 0.6
     batch_size: int | None = None
     temperature: float = 1.0
     gradient_noise: float = 0.0
     adaptive: bool = False
 
-    def first_step(self, target: Target, z: Tensor, metric: Metric, generator: torch.Generator) -> Tensor:
-        """The step size of every chain, ``S``."""
-        if self.learning_rate is not None:
-            return torch.full_like(z[:, 0], self.learning_rate)
-        share = batch_share(target, self.batch_size)
-        limit = self.caution if share == 1.0 else min(self.caution, (0.2 * self.friction * share) ** 0.5)
-        return limit * largest_curvature(target, z, metric, generator).rsqrt()
 
-    def noise(self, step: Tensor, metric: Metric, z: Tensor, generator: torch.Generator) -> Tensor:
-        """What a step adds to the velocities, ``S x P``."""
-        fresh = 2 * self.friction * self.temperature
-        white = metric.draw(z, generator)
-        if self.adaptive and isinstance(metric, DiagonalMetric):
-            lost = self.gradient_noise * step.square()[:, None] * metric.mass  # over M^{-1}, the variance of the draw
-            return (fresh - lost).clamp_min(0.0).sqrt() * white
-        return (fresh - self.gradient_noise * (step * self.temperature).square()).clamp_min(0.0).sqrt()[:, None] * white
+class Momentum(Protocol):
+    """Settings of steps with momenta, of this file and of the cyclical form."""
+
+    @property
+    def learning_rate(self) -> float | None: ...
+    @property
+    def friction(self) -> float | None: ...
+    @property
+    def caution(self) -> float: ...
+    @property
+    def batch_size(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -131,17 +129,18 @@ def sghmc(
     scale = GradientScale.begin(gradient)
     if settings.adaptive:
         metric = scale.metric()
-    step = settings.first_step(target, z, metric, generator)
-    T, C = settings.temperature, settings.friction
+    step, C = step_and_friction(target, z, metric, generator, settings)
+    T = settings.temperature
     v, record = T**0.5 * metric.draw(z, generator), Record(gibbs)
     for number in range(1, total + 1):
         if settings.adaptive and number <= settings.warmup:
             scale = scale.update(gradient)
             metric = scale.metric()
             if number == settings.warmup:
-                step = settings.first_step(target, z, metric, generator)
+                step, C = step_and_friction(target, z, metric, generator, settings)
         h = step[:, None]
-        v = (1 - C) * v + h * metric.solve(gradient) + settings.noise(step, metric, z, generator)
+        noise = _noise_variance(step, C, metric, settings)
+        v = (1 - C) * v + h * metric.solve(gradient) + noise.sqrt() * metric.draw(z, generator)
         z = z + h * v
         keep = (number - settings.warmup) % settings.thinning == 0
         if keep:
@@ -151,5 +150,31 @@ def sghmc(
                 target = gibbs.target(hyper)
         gradient = target.value_and_gradient(z, batches[number])[1]
         if keep and number > settings.warmup:
-            record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C) * metric.square(v) / z.shape[1])
+            record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C[:, 0]) * metric.square(v) / z.shape[1])
     return record.result(step)
+
+
+def step_and_friction(
+    target: Target, z: Tensor, metric: Metric, generator: torch.Generator, settings: Momentum
+) -> tuple[Tensor, Tensor]:
+    """Step sizes ``S`` and frictions per step ``S x 1``: those that were set, or automatic ones."""
+    share = batch_share(target, settings.batch_size)
+    if settings.learning_rate is not None:
+        step = torch.full_like(z[:, 0], settings.learning_rate)
+    else:
+        step = settings.caution * largest_curvature(target, z, metric, generator).rsqrt()
+    if settings.friction is not None:
+        friction = torch.full_like(step, settings.friction)
+    else:
+        friction = (step / metric.typical**0.5).clamp(0.1 if share < 1.0 else 0.0, 1.0)
+    if settings.learning_rate is None and share < 1.0:  # the noise of mini-batches: h^2 lambda N / |B| over 2 C
+        step = torch.minimum(step, step / settings.caution * (0.2 * friction * share).sqrt())
+    return step, friction.unsqueeze(-1)
+
+
+def _noise_variance(step: Tensor, friction: Tensor, metric: Metric, settings: SGHMCSettings) -> Tensor:
+    """Of what a step adds to the velocities, in units of ``M^{-1}``: ``S x 1`` or ``S x P``."""
+    fresh, h = 2 * friction * settings.temperature, step.unsqueeze(-1)
+    if settings.adaptive and isinstance(metric, DiagonalMetric):
+        return (fresh - settings.gradient_noise * h.square() * metric.mass).clamp_min(0.0)
+    return (fresh - settings.gradient_noise * (h * settings.temperature).square()).clamp_min(0.0)

@@ -4,9 +4,11 @@ from seqbdl.surrogates import dispatch as dispatch
 from seqbdl.surrogates.anchored_ensemble import AnchoredEnsembleSurrogate
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
+from seqbdl.surrogates.csghmc import CSGHMCSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
+from seqbdl.surrogates.ensemble_plus import EnsemblePlusSurrogate
 from seqbdl.surrogates.fsvi import FSVISurrogate
 from seqbdl.surrogates.gp import GPSurrogate
 from seqbdl.surrogates.hmc import HMCSurrogate
@@ -14,6 +16,7 @@ from seqbdl.surrogates.ivon import IVONSurrogate
 from seqbdl.surrogates.laplace import LaplaceSurrogate
 from seqbdl.surrogates.last_layer_laplace import LastLayerLaplaceSurrogate
 from seqbdl.surrogates.lofi import LoFiSurrogate
+from seqbdl.surrogates.mc_dropout import MCDropoutSurrogate
 from seqbdl.surrogates.mfvi import MFVISurrogate
 from seqbdl.surrogates.nngp import NNGPSurrogate
 from seqbdl.surrogates.registry import (
@@ -25,7 +28,11 @@ from seqbdl.surrogates.registry import (
     surrogate_class,
     surrogate_options,
 )
+from seqbdl.surrogates.sghmc import SGHMCSurrogate
+from seqbdl.surrogates.sgld import SGLDSurrogate
 from seqbdl.surrogates.subnetwork_laplace import SubnetworkLaplaceSurrogate
+from seqbdl.surrogates.subspace import SubspaceSurrogate
+from seqbdl.surrogates.swag import MultiSwagSurrogate, SwagSurrogate
 from seqbdl.surrogates.vbll import VBLLSurrogate
 
 for _cls in (
@@ -33,11 +40,15 @@ for _cls in (
     NNGPSurrogate,
     EnsembleSurrogate,
     AnchoredEnsembleSurrogate,
+    EnsemblePlusSurrogate,
     LaplaceSurrogate,
     LastLayerLaplaceSurrogate,
     SubnetworkLaplaceSurrogate,
     BayesianLastLayerSurrogate,
     HMCSurrogate,
+    SGLDSurrogate,
+    SGHMCSurrogate,
+    CSGHMCSurrogate,
     DKLSurrogate,
     EKFSurrogate,
     LoFiSurrogate,
@@ -45,15 +56,27 @@ for _cls in (
     IVONSurrogate,
     FSVISurrogate,
     VBLLSurrogate,
+    SwagSurrogate,
+    MultiSwagSurrogate,
+    SubspaceSurrogate,
+    MCDropoutSurrogate,
 ):
     register(_cls)
 
 __all__ = [
+    "CSGHMCSurrogate",
+    "SGHMCSurrogate",
+    "SGLDSurrogate",
+    "MCDropoutSurrogate",
+    "MultiSwagSurrogate",
+    "SubspaceSurrogate",
+    "SwagSurrogate",
     "FSVISurrogate",
     "VBLLSurrogate",
     "IVONSurrogate",
     "MFVISurrogate",
     "AnchoredEnsembleSurrogate",
+    "EnsemblePlusSurrogate",
     "LoFiSurrogate",
     "EKFSurrogate",
     "BayesianLastLayerSurrogate",

@@ -11,7 +11,7 @@ from seqbdl.inference.chains import ChainResult
 from seqbdl.inference.csghmc import CSGHMCSettings, csghmc
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import LogJoint
-from seqbdl.inference.metrics import Metric, diagonal_metric, gauss_newton_metric
+from seqbdl.inference.metrics import Metric
 from seqbdl.surrogates.stochastic_gradient import StochasticGradientSurrogate
 
 
@@ -24,8 +24,8 @@ class CSGHMCSurrogate(StochasticGradientSurrogate):
         cycles: How many, of every chain.
         steps: Of a cycle.
         exploration: Share of a cycle without noise.
-        samples: States kept of every chain and cycle.
-        friction: Share of the velocity that a step loses.
+        samples: States kept of every chain and cycle; ``None``: as many as ``num_members`` needs.
+        friction: Share of the velocity that a step loses; ``None``: one per radian of a prior of unit scale.
     """
 
     name = "csghmc"
@@ -34,15 +34,15 @@ class CSGHMCSurrogate(StochasticGradientSurrogate):
         self,
         *args: Any,
         cycles: int = 2,
-        steps: int = 60,
-        exploration: float = 0.25,
-        samples: int = 2,
-        friction: float = 0.3,
+        steps: int = 300,
+        exploration: float = 0.2,
+        samples: int | None = None,
+        friction: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._require_counts(cycles * samples, cycles=cycles, samples=samples, steps=steps)
-        if not 0 < friction <= 1:
+        samples = self._states_per_chain(samples, parts=max(1, cycles), cycles=cycles, steps=steps)
+        if friction is not None and not 0 < friction <= 1:
             raise InvalidOptionError(f"friction={friction} is the share of the velocity that a step loses, in (0, 1]")
         if not 0 <= exploration < 1:
             raise InvalidOptionError(f"exploration={exploration} is a share of the cycle, in [0, 1)")
@@ -52,7 +52,7 @@ class CSGHMCSurrogate(StochasticGradientSurrogate):
                 f"samples={samples}: the sampling part of a cycle of steps={steps} is too short; raise steps"
             )
 
-    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool, share: float) -> ChainResult:
+    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric, share: float) -> ChainResult:
         settings = CSGHMCSettings(
             cycles=self._cycle.cycles,
             steps=self._cycle.steps,
@@ -65,7 +65,4 @@ class CSGHMCSurrogate(StochasticGradientSurrogate):
             temperature=self.temperature,
         )
 
-        def metric_at(z: Tensor) -> Metric:
-            return gauss_newton_metric(joint, z, self.generator) if dense else diagonal_metric(joint, z, self.generator)
-
-        return csghmc(joint, start, metric_at, self.generator, settings, gibbs)
+        return csghmc(joint, start, metric, self.generator, settings, gibbs)

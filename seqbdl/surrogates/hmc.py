@@ -6,44 +6,38 @@ from typing import Any
 
 from torch import Tensor
 
-from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.chains import ChainResult
 from seqbdl.inference.diagonal_hmc import DiagonalHMCSettings, diagonal_hmc
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.hmc import HMCSettings, hmc
 from seqbdl.inference.log_joint import LogJoint
-from seqbdl.inference.metrics import diagonal_metric, gauss_newton_metric
+from seqbdl.inference.metrics import GaussNewtonMetric, Metric
 from seqbdl.surrogates.sampler import SamplerSurrogate
 
 
 class HMCSurrogate(SamplerSurrogate):
-    """Samples of the posterior over all weights, with every step accepted or rejected exactly.
+    """Samples of the posterior over all weights, every trajectory accepted or rejected exactly.
 
-    With the Gauss-Newton matrix, trajectories are those of :mod:`seqbdl.inference.hmc`; without, leapfrog trajectories with
-    an adapted diagonal mass matrix (:mod:`seqbdl.inference.diagonal_hmc`).
+    Leapfrog trajectories in whitened weights, with the diagonal of the Gauss-Newton matrix as mass
+    (:mod:`seqbdl.inference.diagonal_hmc`), or where the network is nearly linear those of :mod:`seqbdl.inference.hmc` with the
+    whole of it. Small noise needs small steps: a quarter turn takes 50 to 500 of them, and `max_steps` may cut it short.
 
     Args:
-        warmup: Trajectories thrown away; ``None``: 12 with the Gauss-Newton matrix, else 60.
-        samples: Trajectories after warm-up.
+        warmup: Trajectories thrown away.
+        samples: Trajectories after warm-up; ``None``: as many as ``num_members`` needs.
+        max_steps: Steps (gradients) per trajectory at most; raise it together with ``samples`` for chains that forget their
+            start, and check with :attr:`report`.
     """
 
     name = "hmc"
 
-    def __init__(self, *args: Any, warmup: int | None = None, samples: int = 8, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, warmup: int = 4, samples: int | None = None, max_steps: int = 100, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if (warmup is not None and warmup < 1) or samples < 1:
-            raise InvalidOptionError(f"warmup={warmup} and samples={samples} must be at least 1")
-        if self.num_chains * samples < self.num_members:
-            raise InvalidOptionError(
-                f"num_chains={self.num_chains} times samples={samples} is less than num_members={self.num_members}; raise samples"
-            )
-        self.warmup, self.samples = warmup, samples
+        self.samples = self._states_per_chain(samples, warmup=warmup, max_steps=max_steps)
+        self.warmup, self.max_steps = warmup, max_steps
 
-    def _run(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool) -> ChainResult:
-        if dense:
-            metric = gauss_newton_metric(joint, start, self.generator)
-            settings = HMCSettings(warmup=self.warmup or 12, samples=self.samples)
-            return hmc(joint, start, metric, self.generator, settings, gibbs)
-        diagonal = DiagonalHMCSettings(warmup=self.warmup or 60, samples=self.samples)
-        first = diagonal_metric(joint, start, self.generator)
-        return diagonal_hmc(joint, start, self.generator, diagonal, gibbs, first)
+    def _run(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric) -> ChainResult:
+        lengths = {"warmup": self.warmup, "samples": self.samples, "max_steps": self.max_steps}
+        if isinstance(metric, GaussNewtonMetric):
+            return hmc(joint, start, metric, self.generator, HMCSettings(**lengths), gibbs)
+        return diagonal_hmc(joint, start, self.generator, DiagonalHMCSettings(**lengths, adapt_mass=False), gibbs, metric)

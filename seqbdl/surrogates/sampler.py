@@ -12,10 +12,11 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.adam import AdamSettings, adam, gradient_of
-from seqbdl.inference.chains import ChainResult
+from seqbdl.inference.chains import ChainResult, largest_curvature
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import LogJoint
+from seqbdl.inference.metrics import Metric, diagonal_metric, gauss_newton_metric
 from seqbdl.inference.observations import Joined, Labels, Observations, Remembered, Squares
 from seqbdl.networks import MLP
 from seqbdl.priors import PRIORS
@@ -26,10 +27,14 @@ _NOISE_SHAPE = 3.0  # inverse-gamma prior of the noise around its evidence estim
 _SCALE_PRIOR = (2.0, 2.0)  # gamma prior of a layer's precision: mean 1, relative sd 0.7
 _FURTHEST = 6.0  # how far from 0 entries of heavy-tailed priors may be where chains start
 
+PRECISIONS = ("auto", "float32", "float64")
 MAX_DENSE_ROWS = 1500
 """Rows times latents up to which N x N algebra starts and preconditions the chains of an MLP by default."""
 MAX_JACOBIAN = 50_000_000
 """The same for other networks: entries of the Jacobians of all chains."""
+_NEARLY_LINEAR = 2.0
+"""Largest curvature in units of the Gauss-Newton matrix up to which a network passes for linear. At 100, a usual value where
+the noise is small, the Jacobian changes along the way, and steps are as short as with a diagonal at twice the cost."""
 _REPORTED_ROWS, _REPORTED_WEIGHTS = 512, 100
 
 
@@ -77,9 +82,11 @@ class SamplerSurrogate(ParticleSurrogate):
         sample_noise: Sample the noise variance too (ignored when the noise is known).
         sample_scales: Sample one precision per layer of whitened weights too, under a gamma prior of mean 1; the prior must
             be ``"gaussian"``. Wide layers move slowly, see :mod:`seqbdl.inference.gibbs`.
-        preconditioner: One of :attr:`preconditioners`. ``"auto"``: the Gauss-Newton matrix where there are at most 1500 rows
-            times latents, or for a module where Jacobians of all chains have at most 50 million entries; else the other one.
-        single_precision: Evaluate networks in float32, while weights, sums over rows and small matrices stay in float64.
+        preconditioner: One of :attr:`preconditioners`: the mass matrix. ``"auto"``: the Gauss-Newton matrix of where the
+            chains start if the network is nearly linear there and N x N algebra affordable (at most 1500 rows times latents; for
+            a module, Jacobians of all chains of at most 50 million entries), else its diagonal.
+        precision: In which networks are evaluated for gradients: ``"float32"``, about twice as fast, or ``"float64"``; weights,
+            sums over rows, energies and small matrices are float64 always. ``"auto"``: float32 for widths, float64 for a module.
     """
 
     priors: ClassVar[tuple[str, ...]] = PRIORS
@@ -95,7 +102,7 @@ class SamplerSurrogate(ParticleSurrogate):
         sample_noise: bool = True,
         sample_scales: bool = False,
         preconditioner: str = "auto",
-        single_precision: bool = False,
+        precision: str = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, num_members=num_members, **kwargs)
@@ -103,19 +110,39 @@ class SamplerSurrogate(ParticleSurrogate):
             raise InvalidOptionError(f"num_chains={num_chains} must be between 2 and num_members={num_members}")
         if preconditioner not in self.preconditioners:
             raise InvalidOptionError(f"preconditioner={preconditioner!r}: {self.name!r} has {', '.join(self.preconditioners)}")
+        if precision not in PRECISIONS:
+            raise InvalidOptionError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
         self._is_gaussian = getattr(self._weight_prior, "name", "") == "gaussian"
         if sample_scales and not self._is_gaussian:
             raise InvalidOptionError("sample_scales=True: the precisions are conjugate to prior='gaussian' only; use that")
         self.num_chains = num_chains
         self.sample_noise, self.sample_scales = sample_noise, sample_scales
         self.preconditioner = preconditioner
-        self.single_precision = single_precision
+        self.precision = precision
         self._descent = GaussNewtonSettings(max_iterations=20)
         if not self._is_gaussian:
             self._z = self._weight_prior.sample(num_members, self._network.num_params, self.generator, self._z)
         self._member_noise = self._prior.noise.repeat(num_members, 1)
         self._row_weights = self._prior.noise.new_zeros(0)  # of the memory: how many rows each row there speaks for
         self.report: ChainReport | None = None
+
+    def _states_per_chain(self, samples: int | None, parts: int = 1, **counts: int) -> int:
+        """``samples``, or for ``None`` as many as ``num_members`` needs of every chain and part of it.
+
+        Raises:
+            InvalidOptionError: A count is not positive, or chains keep too few states.
+        """
+        if samples is None:
+            samples = -(-self.num_members // (self.num_chains * parts))
+        for name, value in {"samples": samples, **counts}.items():
+            if value < 1:
+                raise InvalidOptionError(f"{name}={value} must be at least 1")
+        if self.num_chains * parts * samples < self.num_members:
+            raise InvalidOptionError(
+                f"num_chains={self.num_chains} chains keep {parts * samples} states each, fewer than "
+                f"num_members={self.num_members}; raise samples"
+            )
+        return samples
 
     # ------------------------------------------------------------------ learning
 
@@ -168,7 +195,7 @@ class SamplerSurrogate(ParticleSurrogate):
         return adam(gradient_of(loss), begin, X.shape[0], settings, self.generator)
 
     def _is_dense(self, rows: int) -> bool:
-        """Whether N x N algebra starts and preconditions the chains."""
+        """Whether N x N algebra is affordable."""
         if self.preconditioner != "auto":
             return self.preconditioner == "gauss-newton"
         if isinstance(self._network, MLP):
@@ -177,11 +204,12 @@ class SamplerSurrogate(ParticleSurrogate):
 
     def _sample(self, X: Tensor, Y: Tensor, variance: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         joint = LogJoint(self._network, self._lik, self._weight_prior, X, Y, variance, self._row_weights)
-        if self.single_precision:
+        if self.precision == "float32" or (self.precision == "auto" and isinstance(self._network, MLP)):
             joint = joint.to(torch.float32)
         noise = None if self._noise_is_known else (_NOISE_SHAPE, X.new_full((self.output_dim,), _NOISE_SHAPE - 1.0))
         gibbs = Gibbs(joint, noise, _SCALE_PRIOR if self.sample_scales else None)
-        result = self._run(joint, gibbs if gibbs.active else None, start, self._is_dense(X.shape[0]))
+        metric = self._metric(joint, start, self._is_dense(X.shape[0]))
+        result = self._run(joint, gibbs if gibbs.active else None, start, metric)
         flat = result.z.flatten(0, 1)
         picks = torch.linspace(0, flat.shape[0] - 1, self.num_members).round().long()
         reference = variance.mean(0)
@@ -192,8 +220,18 @@ class SamplerSurrogate(ParticleSurrogate):
         return flat[picks], X.new_zeros(self.num_members)
 
     @abstractmethod
-    def _run(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool) -> ChainResult:
-        """Sample from ``start: chains x P``; ``dense``: with the Gauss-Newton matrix."""
+    def _run(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric) -> ChainResult:
+        """Sample from ``start: chains x P``."""
+
+    def _metric(self, joint: LogJoint, start: Tensor, dense: bool) -> Metric:
+        """The mass matrix of the option ``preconditioner``."""
+        if self.preconditioner == "gauss-newton":
+            return gauss_newton_metric(joint, start, self.generator)
+        if self.preconditioner == "auto" and dense:
+            metric = gauss_newton_metric(joint, start, self.generator)
+            if largest_curvature(joint, start, metric, self.generator).median() < _NEARLY_LINEAR:
+                return metric
+        return diagonal_metric(joint, start, self.generator)
 
     def _make_report(self, result: ChainResult, X: Tensor, reference: Tensor) -> ChainReport:
         seeded = torch.Generator().manual_seed(self.seed)

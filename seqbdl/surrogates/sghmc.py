@@ -11,7 +11,7 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.chains import ChainResult
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import LogJoint
-from seqbdl.inference.metrics import DiagonalMetric, Metric, diagonal_metric, gauss_newton_metric
+from seqbdl.inference.metrics import DiagonalMetric, Metric
 from seqbdl.inference.sghmc import SGHMCSettings, sghmc
 from seqbdl.surrogates.stochastic_gradient import StochasticGradientSurrogate
 
@@ -22,9 +22,9 @@ class SGHMCSurrogate(StochasticGradientSurrogate):
 
     Args:
         warmup: Steps thrown away.
-        samples: States kept of every chain.
+        samples: States kept of every chain; ``None``: as many as ``num_members`` needs.
         thinning: Steps from one to the next.
-        friction: Share of the velocity that a step loses.
+        friction: Share of the velocity that a step loses; ``None``: one per radian of a prior of unit scale.
         preconditioner: Beside those of every sampler ``"adaptive"``, scale-adapted SGHMC (Springenberg et al. 2016), whose
             diagonal is learned during warm-up, and ``"identity"``: they need thousands of steps where the noise is small.
     """
@@ -33,15 +33,21 @@ class SGHMCSurrogate(StochasticGradientSurrogate):
     preconditioners: ClassVar[tuple[str, ...]] = ("auto", "gauss-newton", "diagonal", "adaptive", "identity")
 
     def __init__(
-        self, *args: Any, warmup: int = 40, samples: int = 8, thinning: int = 8, friction: float = 0.3, **kwargs: Any
+        self,
+        *args: Any,
+        warmup: int = 200,
+        samples: int | None = None,
+        thinning: int = 100,
+        friction: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._require_counts(samples, warmup=warmup, samples=samples, thinning=thinning)
-        if not 0 < friction <= 1:
+        self.samples = self._states_per_chain(samples, warmup=warmup, thinning=thinning)
+        if friction is not None and not 0 < friction <= 1:
             raise InvalidOptionError(f"friction={friction} is the share of the velocity that a step loses, in (0, 1]")
-        self.warmup, self.samples, self.thinning, self.friction = warmup, samples, thinning, friction
+        self.warmup, self.thinning, self.friction = warmup, thinning, friction
 
-    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool, share: float) -> ChainResult:
+    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric, share: float) -> ChainResult:
         settings = SGHMCSettings(
             warmup=self.warmup,
             samples=self.samples,
@@ -53,11 +59,9 @@ class SGHMCSurrogate(StochasticGradientSurrogate):
             temperature=self.temperature,
             adaptive=self.preconditioner == "adaptive",
         )
-        metric: Metric
-        if dense:
-            metric = gauss_newton_metric(joint, start, self.generator)
-        elif self.preconditioner in ("auto", "diagonal"):
-            metric = diagonal_metric(joint, start, self.generator)
-        else:
-            metric = DiagonalMetric(torch.ones_like(start[0]))
         return sghmc(joint, start, metric, self.generator, settings, gibbs)
+
+    def _metric(self, joint: LogJoint, start: Tensor, dense: bool) -> Metric:
+        if self.preconditioner in ("adaptive", "identity"):
+            return DiagonalMetric(torch.ones_like(start[0]))
+        return super()._metric(joint, start, dense)

@@ -10,7 +10,7 @@ from torch import Tensor
 from seqbdl.inference.chains import ChainResult
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import LogJoint
-from seqbdl.inference.metrics import DiagonalMetric, Metric, diagonal_metric, gauss_newton_metric
+from seqbdl.inference.metrics import DiagonalMetric, Metric
 from seqbdl.inference.sgld import SGLDSettings, sgld
 from seqbdl.surrogates.stochastic_gradient import StochasticGradientSurrogate
 
@@ -21,7 +21,7 @@ class SGLDSurrogate(StochasticGradientSurrogate):
 
     Args:
         warmup: Steps thrown away.
-        samples: States kept of every chain.
+        samples: States kept of every chain; ``None``: as many as ``num_members`` needs.
         thinning: Steps from one to the next.
         preconditioner: Beside those of every sampler ``"rmsprop"``, which is preconditioned SGLD (Li et al. 2016), and
             ``"identity"``, plain SGLD: they need thousands of steps where the noise is small.
@@ -30,12 +30,12 @@ class SGLDSurrogate(StochasticGradientSurrogate):
     name = "sgld"
     preconditioners: ClassVar[tuple[str, ...]] = ("auto", "gauss-newton", "diagonal", "rmsprop", "identity")
 
-    def __init__(self, *args: Any, warmup: int = 40, samples: int = 8, thinning: int = 8, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, warmup: int = 200, samples: int | None = None, thinning: int = 100, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._require_counts(samples, warmup=warmup, samples=samples, thinning=thinning)
-        self.warmup, self.samples, self.thinning = warmup, samples, thinning
+        self.samples = self._states_per_chain(samples, warmup=warmup, thinning=thinning)
+        self.warmup, self.thinning = warmup, thinning
 
-    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool, share: float) -> ChainResult:
+    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric, share: float) -> ChainResult:
         settings = SGLDSettings(
             warmup=self.warmup,
             samples=self.samples,
@@ -46,11 +46,9 @@ class SGLDSurrogate(StochasticGradientSurrogate):
             temperature=self.temperature,
             rmsprop=0.99 if self.preconditioner == "rmsprop" else None,
         )
-        metric: Metric
-        if dense:
-            metric = gauss_newton_metric(joint, start, self.generator)
-        elif self.preconditioner in ("auto", "diagonal"):
-            metric = diagonal_metric(joint, start, self.generator)
-        else:
-            metric = DiagonalMetric(torch.ones_like(start[0]))
         return sgld(joint, start, metric, self.generator, settings, gibbs)
+
+    def _metric(self, joint: LogJoint, start: Tensor, dense: bool) -> Metric:
+        if self.preconditioner in ("rmsprop", "identity"):
+            return DiagonalMetric(torch.ones_like(start[0]))
+        return super()._metric(joint, start, dense)

@@ -11,6 +11,7 @@ from seqbdl.errors import DivergedError, InvalidOptionError
 from seqbdl.inference.chains import ChainResult
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import LogJoint
+from seqbdl.inference.metrics import Metric
 from seqbdl.surrogates.sampler import SamplerSurrogate
 
 _ATTEMPTS = 6
@@ -43,25 +44,15 @@ class StochasticGradientSurrogate(SamplerSurrogate):
             raise InvalidOptionError(f"temperature={temperature} must not be negative")
         self.learning_rate, self.batch_size, self.temperature = learning_rate, batch_size, temperature
 
-    def _require_counts(self, per_chain: int, **counts: int) -> None:
-        for name, value in counts.items():
-            if value < 1:
-                raise InvalidOptionError(f"{name}={value} must be at least 1")
-        if self.num_chains * per_chain < self.num_members:
-            raise InvalidOptionError(
-                f"num_chains={self.num_chains} chains keep {per_chain} states each, fewer than num_members={self.num_members}; "
-                "raise samples"
-            )
-
-    def _run(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool) -> ChainResult:
+    def _run(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric) -> ChainResult:
         for attempt in range(_ATTEMPTS):
             try:
-                return self._chains(joint, gibbs, start, dense, 0.5**attempt)
+                return self._chains(joint, gibbs, start, metric, 0.5**attempt)
             except DivergedError:
                 if self.learning_rate is not None or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError
 
     @abstractmethod
-    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, dense: bool, share: float) -> ChainResult:
+    def _chains(self, joint: LogJoint, gibbs: Gibbs | None, start: Tensor, metric: Metric, share: float) -> ChainResult:
         """Sample; ``share`` multiplies automatic step sizes."""

@@ -10,16 +10,21 @@ from torch import Tensor
 
 import seqbdl
 
+SHORT_PATH = {"burn_in": 40, "iterates": 20, "spacing": 4}
 SMALL: dict[str, dict[str, Any]] = {
     "gp": {},
     "nngp": {"draw_width": 64},
     "ensemble": {"network": (16, 16), "num_members": 8},
     "anchored-ensemble": {"network": (16, 16), "num_members": 8},
+    "ensemble-plus": {"network": (16, 16), "num_members": 8},
     "laplace": {"network": (16, 16)},
     "last-layer-laplace": {"network": (16, 16), "num_networks": 2},
     "subnetwork-laplace": {"network": (16, 16), "num_weights": 128},
     "bayesian-last-layer": {"network": (16, 16), "num_networks": 2},
-    "hmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 6, "samples": 4},
+    "hmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 3, "max_steps": 20},
+    "sgld": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 20, "thinning": 10},
+    "sghmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "warmup": 30, "thinning": 15},
+    "csghmc": {"network": (16, 16), "num_members": 16, "num_chains": 8, "cycles": 1, "steps": 60},
     "dkl": {"network": (8, 8), "max_steps": 30},
     "ekf": {"network": (12, 12)},
     "lofi": {"network": (16, 16)},
@@ -27,6 +32,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "ivon": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
     "fsvi": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 50, "num_context": 16},
     "vbll": {"network": (16, 16), "num_networks": 2, "steps": 20},
+    "swag": {"network": (16, 16), "num_members": 32, **SHORT_PATH},
+    "multiswag": {"network": (16, 16), "num_members": 32, "num_starts": 2, **SHORT_PATH},
+    "subspace": {"network": (16, 16), "num_members": 32, "rank": 8, "warmup": 6, "thin": 2, **SHORT_PATH},
+    "mc-dropout": {"network": (16, 16), "num_members": 32, "steps": 60, "rate": 0.02},
 }
 
 
