@@ -4,7 +4,7 @@
 ``q(f)`` the Gaussian of the network linearized at the means, ``N(f(.; m), J diag(s^2) J^T)``, and outputs taken one by one.
 Where ``C`` holds all rows of the data this is a lower bound on the log evidence of the function prior, whatever other points
 ``C`` holds. Gaussians that live on curves of functions have no finite divergence (Burt et al. 2020), so both are seen
-through a nugget, a share of the prior's mean variance.
+through a nugget, a share of the prior's mean variance, which is part of the latent function.
 
 The objective needs no sampling, and is climbed by turns:
 
@@ -116,7 +116,7 @@ def function_moments(network: Network, q: MeanField, X: Tensor) -> tuple[Tensor,
 
 
 def function_variances(network: Network, q: MeanField, X: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and marginal variances, ``K x N x l`` both, in blocks of rows."""
+    """Mean and marginal variances of :func:`function_moments`, ``K x N x l`` both, in blocks of rows."""
     means, variances = [], []
     for x in X.split(_block(network, q)):
         tangents = network.tangents(q.mean, x)
@@ -147,7 +147,7 @@ def fsvi(
 def fsvi_bound(joint: LogJoint, prior: FunctionPrior, q: MeanField) -> Tensor:
     """The objective at temperature 1, ``K``."""
     mean, variance = function_variances(joint.network, q, joint.X)
-    fit = expected_log_prob(joint.likelihood, mean, variance, joint.Y, joint.noise).sum(-1)
+    fit = expected_log_prob(joint.likelihood, mean, variance + prior.nugget, joint.Y, joint.noise).sum(-1)
     return fit - prior.kl(*function_moments(joint.network, q, prior.points))
 
 
@@ -155,7 +155,7 @@ def _climb_means(
     joint: LogJoint, prior: FunctionPrior, q: MeanField, generator: torch.Generator, settings: FSVISettings
 ) -> Tensor:
     network, C = joint.network, prior.points.shape[0]
-    variance = function_variances(network, q, joint.X)[1]
+    variance = function_variances(network, q, joint.X)[1] + prior.nugget
 
     def gradient(z: Tensor, rows: Tensor | None) -> Tensor:
         X, Y, noise, factor = joint.rows(rows)
@@ -173,7 +173,7 @@ def _climb_variances(joint: LogJoint, prior: FunctionPrior, q: MeanField, settin
     network = joint.network
     at_context = network.jacobian(network.tangents(q.mean, prior.points)).transpose(1, 2)  # K x l x C x P
     white = torch.linalg.solve_triangular(prior.factor.expand(*at_context.shape[:2], -1, -1), at_context, upper=False)
-    demand = white.square().sum((1, 2)) + _row_precision(joint, q) / settings.temperature
+    demand = white.square().sum((1, 2)) + _row_precision(joint, q, prior.nugget) / settings.temperature
     eye = torch.eye(at_context.shape[-2]).to(at_context)
     variance = q.sd.square()
     for _ in range(settings.variance_steps):
@@ -186,14 +186,14 @@ def _climb_variances(joint: LogJoint, prior: FunctionPrior, q: MeanField, settin
     return variance.sqrt()
 
 
-def _row_precision(joint: LogJoint, q: MeanField) -> Tensor:
+def _row_precision(joint: LogJoint, q: MeanField, nugget: Tensor) -> Tensor:
     """The diagonals of ``J^T R J`` over the rows, ``K x P``."""
     network, total = joint.network, torch.zeros_like(q.mean)
     size = _block(network, q)
     for x, y, noise in zip(joint.X.split(size), joint.Y.split(size), joint.noise.split(size), strict=True):
         tangents = network.tangents(q.mean, x)
         rows = network.jacobian(tangents).square()  # K x n x l x P
-        variance = (rows * q.sd.square()[:, None, None, :]).sum(-1)
+        variance = (rows * q.sd.square()[:, None, None, :]).sum(-1) + nugget
         precision = expected(joint.likelihood, tangents.values, variance, y, noise).precision
         total = total + (precision.unsqueeze(-1) * rows).sum((1, 2))
     return total

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.inference.vbll import Head, VBLLSettings, absorb, learn_features, prior_head, tune_noise
+from seqbdl.inference.gaussian_head import Head, absorb, prior_head
+from seqbdl.inference.vbll import VBLLSettings, learn_features, tune_noise
 from seqbdl.likelihoods import LIKELIHOODS
 from seqbdl.networks import Network
 from seqbdl.posteriors.joint_gaussian import JointGaussian
