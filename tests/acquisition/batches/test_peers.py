@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ def test_baal() -> None:
 
 
 @pytest.fixture
-def select(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def select(monkeypatch: pytest.MonkeyPatch) -> Any:
     """bmdal-reg's function; it was written for numpy 1."""
     monkeypatch.setattr(np, "Inf", np.inf, raising=False)
     algorithms = pytest.importorskip("bmdal_reg.bmdal.algorithms")
@@ -83,7 +82,7 @@ def select(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         result: list[int] = chosen.tolist()
         return result
 
-    yield call
+    return call
 
 
 @pytest.mark.parametrize("seed", range(20))
