@@ -102,7 +102,7 @@ def test_the_second_centre_is_sampled_by_squared_distance(priced: bool) -> None:
     weights = (rows - rows[0]).square().squeeze(-1) / (cost if priced else 1.0)
     weights[4] = 0.0  # excluded
     expected = weights / weights.sum()
-    generator, runs = gen(), 3000
+    generator, runs = gen(), 600
     counts = torch.zeros(5, dtype=torch.float64)
     for _ in range(runs):
         batch = kmeans_plus_plus(rows, 2, generator, exclude=[4], cost=cost if priced else None)
