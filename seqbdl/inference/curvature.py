@@ -18,7 +18,7 @@ from torch import Tensor
 from seqbdl.errors import StateError
 from seqbdl.likelihoods import apply_root, apply_root_transposed, whiten_both, whiten_rows
 from seqbdl.networks import Network, Tangents
-from seqbdl.posteriors import Dense, Diagonal, Kronecker, PositiveOperator
+from seqbdl.posteriors import Dense, Diagonal, Kronecker, LowRank, PositiveOperator
 from seqbdl.posteriors.joint_gaussian import remaining, safe_cholesky
 from seqbdl.posteriors.operators import operator_from_tree
 
@@ -165,7 +165,7 @@ def gauss_newton_diagonal(network: Network, z: Tensor, X: Tensor, root: Tensor) 
 def white_rows(network: Network, z: Tensor, X: Tensor, root: Tensor) -> Iterator[Tensor]:
     """``R^T J`` in blocks of at most some ten megabytes, each ``(rows l) x P``."""
     size = max(1, _ENTRIES // (network.num_params * network.num_outputs))
-    for x, r in zip(X.split(size), root.split(size), strict=True):
+    for x, r in zip(X.split(size), root.split(size), strict=True) if X.shape[0] else ():
         yield whiten_rows(r, network.jacobian(network.tangents(z, x))[0].flatten(0, 1), network.num_outputs)
 
 
@@ -189,6 +189,14 @@ def _add_kronecker(network: Network, old: WeightSpace, z: Tensor, X: Tensor, roo
     # A count of zero: a weight that no row's output depends on; its A is zero too.
     factors = [(A / c.clamp_min(torch.finfo(c.dtype).tiny), B) for A, B, c in sums]
     return WeightSpace(Kronecker.of(factors, [z.new_ones(())] * len(factors)), torch.stack([c for _, _, c in sums]))
+
+
+def precision_of(network: Network, z: Tensor, curvature: Curvature) -> PositiveOperator:
+    """``I + G`` as an operator on weights, exactly, in either form: by rows it is the identity plus low rank."""
+    if isinstance(curvature, WeightSpace):
+        return curvature.precision
+    rows = [block.T for block in white_rows(network, z, curvature.X, curvature.root)]
+    return LowRank(torch.ones_like(z[0]), torch.cat(rows, -1) if rows else z.new_zeros(z.shape[1], 0))
 
 
 def curvature_from_tree(network: Network, z: Tensor, tree: Mapping[str, Any]) -> Curvature:

@@ -13,15 +13,13 @@ from seqbdl.inference import last_layer
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
 from seqbdl.inference.last_layer import LastLayer
 from seqbdl.posteriors.joint_gaussian import JointGaussian
+from seqbdl.surrogates.adaptation import SHARES, choose_share
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
 from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, standard_normal
 
 _SHAPE = 2.0  # of the inverse-gamma prior of the noise: its mean exists, its variance does not
 _KNOWN = 1e6  # shape when the noise is known
-_ADAPTATIONS = (0.0, 0.125, 0.25, 0.5, 1.0)
-_FOLDS = 3
-_MIN_ROWS = 10  # fewer cannot be split to choose an adaptation
 
 
 class BayesianLastLayerSurrogate(GaussianSurrogate):
@@ -114,23 +112,21 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
         return last_layer.absorb(prior, features, Y, relative)
 
     def _choose_adaptation(self, X: Tensor, Y: Tensor, variance: Tensor, relative: Tensor, shape: float) -> float:
-        """Cross-validated log predictive density of each share; ties to the smaller."""
-        n = X.shape[0]
-        if n < _MIN_ROWS:
-            return 0.0
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).to(X.device)
+        """By the joint log predictive density of held-out rows."""
         start = self._start.to(X.device)
-        scores = [0.0] * len(_ADAPTATIONS)
-        for test in order.chunk(_FOLDS):
-            train = order[~torch.isin(order, test)]
+
+        def scores(train: Tensor, test: Tensor) -> list[float]:
             change = self._fit_weights(X[train], Y[train], variance[train]) - start
-            for i, share in enumerate(_ADAPTATIONS):
+            densities = []
+            for share in SHARES:
                 self._z = start + share * change
                 features = self._features(X)
                 head = self._fit_head(features[train], Y[train], relative[train], shape)
                 both = last_layer.absorb(head, features[test], Y[test], relative[test])
-                scores[i] += float((both.log_evidence - head.log_evidence).sum())
-        return _ADAPTATIONS[max(range(len(scores)), key=lambda i: (scores[i], -i))]
+                densities.append(float((both.log_evidence - head.log_evidence).sum()))
+            return densities
+
+        return choose_share(X.shape[0], self.seed, X.device, scores)
 
     def _relative(self, Y: Tensor, noise: Tensor | None) -> Tensor:
         """``n`` noise variances relative to the reference: rows share one precision matrix over all outputs."""

@@ -15,12 +15,9 @@ from seqbdl.inference.gauss_newton import minimize
 from seqbdl.inference.laplace import LaplaceFit, Rows, Tuning
 from seqbdl.networks import LinearHead
 from seqbdl.posteriors.mode import log_predictive
+from seqbdl.surrogates.adaptation import SHARES, choose_share
 from seqbdl.surrogates.linearized import LinearizedSurrogate
 from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
-
-_ADAPTATIONS = (0.0, 0.125, 0.25, 0.5, 1.0)
-_FOLDS = 3
-_MIN_ROWS = 10  # fewer cannot be split to choose an adaptation
 
 
 class LastLayerLaplaceSurrogate(LinearizedSurrogate):
@@ -122,22 +119,21 @@ class LastLayerLaplaceSurrogate(LinearizedSurrogate):
         return laplace.fit_laplace(head, rows, zero, zero, self.structure, self.settings, tuning)
 
     def _choose_adaptation(self, rows: Rows, tune_noise: bool) -> float:
-        """Cross-validated joint log predictive density of each share; ties to the smaller."""
-        n = rows.X.shape[0]
-        if n < _MIN_ROWS:
-            return 0.0
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).to(rows.X.device)
+        """By the joint log predictive density of held-out rows."""
         start = self._start.to(rows.X.device)
-        scores = [0.0] * len(_ADAPTATIONS)
-        for test in order.chunk(_FOLDS):
-            train, held_out = rows.pick(order[~torch.isin(order, test)]), rows.pick(test)
-            change = self._fit_weights(train) - start
-            for i, share in enumerate(_ADAPTATIONS):
-                fit = self._fit_head(start + share * change, train, tune_noise, rounds=1)
+
+        def scores(train: Tensor, test: Tensor) -> list[float]:
+            seen, held_out = rows.pick(train), rows.pick(test)
+            change = self._fit_weights(seen) - start
+            densities = []
+            for share in SHARES:
+                fit = self._fit_head(start + share * change, seen, tune_noise, rounds=1)
                 predicted = laplace.joint(fit.network, fit.posterior, held_out.X)
                 noise = held_out.noise * fit.noise_factor
-                scores[i] += float(log_predictive(predicted, held_out.Y, self._lik, noise))
-        return _ADAPTATIONS[max(range(len(scores)), key=lambda i: (scores[i], -i))]
+                densities.append(float(log_predictive(predicted, held_out.Y, self._lik, noise)))
+            return densities
+
+        return choose_share(rows.X.shape[0], self.seed, rows.X.device, scores)
 
     def _get_state(self) -> dict[str, Any]:
         return {

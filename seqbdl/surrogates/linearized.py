@@ -11,11 +11,12 @@ from torch import Tensor
 from seqbdl._checks import check_inputs
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import laplace
+from seqbdl.inference.curvature import precision_of
 from seqbdl.inference.gauss_newton import GaussNewtonSettings
 from seqbdl.inference.laplace import LaplacePosterior, Rows
 from seqbdl.likelihoods import LIKELIHOODS
 from seqbdl.networks import Network
-from seqbdl.posteriors import FunctionDraws
+from seqbdl.posteriors import FunctionDraws, GaussianWeights
 from seqbdl.posteriors.joint_gaussian import JointGaussian
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
@@ -98,6 +99,13 @@ class LinearizedSurrogate(GaussianSurrogate):
             return (scaling.y_mean + scaling.y_std * network.forward(z, scaling.inputs(X))[..., :m]).to(X.dtype)
 
         return FunctionDraws(evaluate, n, m)
+
+    def weight_posterior(self) -> GaussianWeights:
+        """The posterior over the whitened weights (of ``last-layer-laplace`` the head's, of ``subnetwork-laplace`` the uncertain
+        ones); ``as_prior()`` of it is a prior."""
+        with torch.no_grad():
+            precision = precision_of(self._network, self._laplace.z, self._laplace.curvature)
+        return GaussianWeights(self._laplace.z[0], precision)
 
     def features(self, X: Tensor) -> Tensor:
         """Rows of the Jacobian at the mode, the posterior's linear feature map: ``X: batch x q x d -> batch x (q l) x

@@ -178,6 +178,20 @@ def test_saved_and_restored(structure: str, n: int, tmp_path: Path) -> None:
         curvature_from_tree(network, z, {"kind": "banded"})
 
 
+@pytest.mark.parametrize("structure", [*curvature.STRUCTURES, "rows", "nothing"])
+def test_as_an_operator_on_weights(structure: str) -> None:
+    network, z, X, root, precision = case("categorical", 4 if structure == "rows" else 30)
+    if structure == "nothing":
+        found: curvature.Curvature = curvature.no_curvature(network, z)
+        precision = torch.eye(network.num_params).double()
+    else:
+        found = curvature_at(network, z, X, root, "full" if structure == "rows" else structure)
+    operator = curvature.precision_of(network, z, found)
+    torch.testing.assert_close(operator.log_det, found.log_det, rtol=1e-9, atol=1e-9)
+    if structure in ("full", "rows", "nothing"):
+        torch.testing.assert_close(operator.dense(), precision, rtol=1e-9, atol=1e-9)
+
+
 def test_without_data_there_is_the_prior() -> None:
     network, z, _, _, _ = case("gaussian")
     nothing = curvature.no_curvature(network, z)

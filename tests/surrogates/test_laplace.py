@@ -210,6 +210,19 @@ def test_networks_sampled_without_linearization() -> None:
     assert float((nets(X_TEST) - curved.sample_functions(5, torch.Generator().manual_seed(0))(X_TEST)).abs().max()) > 1e-3
 
 
+def test_posterior_over_weights() -> None:
+    """Pushed through the Jacobian it is the posterior over functions; and it is a prior."""
+    X, Y = data(15)
+    surrogate = seqbdl.make_surrogate("laplace", 2, bounds=BOUNDS, network=(8,)).fit(X, Y)
+    weights = surrogate.weight_posterior()  # type: ignore[attr-defined]
+    rows = surrogate.features(X_TEST)  # type: ignore[attr-defined]
+    covariance = surrogate.save_state()["scaling"]["y_std"] ** 2 * weights.covariance_of(rows)
+    expected = surrogate.posterior(X_TEST).distribution.covariance_matrix
+    torch.testing.assert_close(covariance, expected, rtol=1e-6, atol=1e-8)
+    z = weights.sample(3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(weights.as_prior().score(weights.mean.unsqueeze(0)), torch.zeros(1, z.shape[1]).double())
+
+
 def test_a_fit_of_two_hundred_rows_needs_little_memory() -> None:
     """Two layers of 64: the ``P x P`` matrix alone would take 175 MB; draws and predictions come in blocks."""
     generator = torch.Generator().manual_seed(0)
