@@ -9,9 +9,11 @@ from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.ensemble_plus import EnsemblePlusSurrogate
+from seqbdl.surrogates.epinet import EpinetSurrogate
 from seqbdl.surrogates.fsvi import FSVISurrogate
 from seqbdl.surrogates.gp import GPSurrogate
 from seqbdl.surrogates.hmc import HMCSurrogate
+from seqbdl.surrogates.hypermodel import HypermodelSurrogate
 from seqbdl.surrogates.ivon import IVONSurrogate
 from seqbdl.surrogates.laplace import LaplaceSurrogate
 from seqbdl.surrogates.last_layer_laplace import LastLayerLaplaceSurrogate
@@ -60,10 +62,14 @@ for _cls in (
     MultiSwagSurrogate,
     SubspaceSurrogate,
     MCDropoutSurrogate,
+    EpinetSurrogate,
+    HypermodelSurrogate,
 ):
     register(_cls)
 
 __all__ = [
+    "HypermodelSurrogate",
+    "EpinetSurrogate",
     "CSGHMCSurrogate",
     "SGHMCSurrogate",
     "SGLDSurrogate",

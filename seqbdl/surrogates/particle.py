@@ -13,6 +13,7 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.observations import Joined, Observations, Remembered
 from seqbdl.likelihoods import LIKELIHOODS
+from seqbdl.networks import Network
 from seqbdl.posteriors import ParticlePosterior, ParticleUpdate, condition_particles, reweight_particles
 from seqbdl.priors import Prior, get_prior
 from seqbdl.surrogates.base import Evaluate, Surrogate
@@ -40,6 +41,8 @@ class ParticleSurrogate(Surrogate):
     _draws_in_single_precision = True
     priors: ClassVar[tuple[str, ...]] = ("gaussian",)
     """Names of the priors that the method can treat."""
+    _headed: ClassVar[bool] = False
+    """Whether ``network=`` as a module is a feature extractor, and gets a linear head."""
 
     def __init__(
         self,
@@ -68,10 +71,16 @@ class ParticleSurrogate(Surrogate):
         self.memory = memory
         self.min_ess = min_ess
         self._builder = NetworkBuilder(
-            network, self.input_dim, self.output_dim, activation, num_latents=self.num_latents, scales=scales
+            network,
+            self.input_dim,
+            self.output_dim,
+            activation,
+            headed=self._headed,
+            num_latents=self.num_latents,
+            scales=scales,
         )
         self._prior = self._builder.initial()
-        self._network = self._builder.build(self._prior)
+        self._network = self._build_network()
         self._extra: tuple[ParticleUpdate, ...] = ()
         like = self._prior.noise
         self._z = standard_normal(num_members, self._network.num_params, generator=self.generator, like=like)
@@ -191,6 +200,10 @@ class ParticleSurrogate(Surrogate):
     def _noise(self) -> Tensor:
         return self._prior.noise
 
+    def _build_network(self) -> Network:
+        """The network whose weights the particles are, for the present prior."""
+        return self._builder.build(self._prior)
+
     # ------------------------------------------------------------------ learning
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
@@ -198,7 +211,7 @@ class ParticleSurrogate(Surrogate):
         some = self._evidence_sample(X.shape[0]).to(X.device)
         known = noise if noise is None or noise.shape[0] == 1 else noise[some]
         self._prior = self._builder.learn(X[some], Y[some], known, None if first else self._prior, likelihood=self._lik)
-        self._network = self._builder.build(self._prior)
+        self._network = self._build_network()
         variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)
         self._memory = (X, Y, variance)
         with torch.no_grad():
@@ -265,7 +278,7 @@ class ParticleSurrogate(Surrogate):
     def _set_state(self, state: Mapping[str, Any]) -> None:
         self._z, self._log_weights = state["z"], state["log_weights"]
         self._prior = NetworkPrior.from_tree(state["prior"])
-        self._network = self._builder.build(self._prior)
+        self._network = self._build_network()
         X, Y, variance = state["memory"]
         self._memory = (X, Y, variance)
         self._set_own_state(state["own"])
