@@ -1,8 +1,8 @@
 """Anchored ensembles: randomize-then-optimize for networks, of any likelihood.
 
 Member ``s`` minimizes ``-log p(y | f(z)) + 1/2 |z - a_s|^2``, with the anchor ``a_s`` drawn from the prior and noise on its
-targets (Pearce et al. 2018, 2020, with the targets' noise of Bardsley et al. 2014; see :mod:`seqbdl.inference.randomize`). The members of
-a linear network with Gaussian noise are exact, independent posterior samples.
+targets (Pearce et al. 2018, 2020, with the targets' noise of Bardsley et al. 2014; see :mod:`seqbdl.inference.randomize`). The
+members of a linear network with Gaussian noise are exact, independent posterior samples.
 
 Posterior as prior: the member's old posterior is a quadratic around its old weights, with the curvature that the old data gave
 it; new targets come with noise of their own. Exact in distribution for the same networks.

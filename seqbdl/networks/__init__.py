@@ -1,6 +1,7 @@
 """Networks as functions of stacked weight vectors."""
 
 from seqbdl.networks.affine import AffineNetwork, masked
+from seqbdl.networks.frozen import FrozenSum
 from seqbdl.networks.linear import LinearHead
 from seqbdl.networks.mlp import MLP
 from seqbdl.networks.module import HeadedNetwork, ModuleNetwork
@@ -9,6 +10,7 @@ from seqbdl.networks.relative import RelativeNetwork
 
 __all__ = [
     "AffineNetwork",
+    "FrozenSum",
     "HeadedNetwork",
     "LinearHead",
     "MLP",

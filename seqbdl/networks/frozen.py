@@ -1,8 +1,8 @@
-"""A trained network plus a multiple of a frozen one: randomized prior functions (Osband et al. 2018)."""
+"""A trained network plus multiples of frozen ones: randomized prior functions (Osband et al. 2018)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,35 +11,40 @@ from seqbdl.networks.network import Network, Tangents
 
 
 class FrozenSum(Network):
-    """``f(x; z) = g(x; u) + s p(x; v)`` with ``z = (u, v)``: of the Jacobian only the columns of ``u`` count, those of ``v`` are
-    zero.
+    """``f(x; z) = g(x; u) + sum_k s_k p_k(x; v_k)`` with ``z = (u, v_1, v_2, ...)``: of the Jacobian only the columns of ``u``
+    count, the others are zero.
 
-    An optimizer that follows gradients therefore never moves ``v``, and a penalty anchored at ``(., v)`` leaves it out; every
-    member carries its own prior function in its weight vector.
+    An optimizer that follows gradients therefore never moves the ``v_k``, and a penalty anchored at ``(., v_1, ...)`` leaves them
+    out; every member carries its own frozen functions in its weight vector.
 
     Args:
         trained: ``g``, over ``P`` weights.
-        frozen: ``p``, over ``P'`` weights, with as many inputs and outputs.
-        scale: ``s``, a number or one per output, ``m``.
+        frozen: ``p_k``, with as many inputs and outputs.
+        scales: ``s_k``.
     """
 
-    def __init__(self, trained: Network, frozen: Network, scale: float | Tensor = 1.0) -> None:
-        self.trained, self.frozen, self.scale = trained, frozen, scale
+    def __init__(self, trained: Network, frozen: Sequence[Network], scales: Sequence[float]) -> None:
+        self.trained, self.frozen, self.scales = trained, tuple(frozen), tuple(scales)
         self.input_dim, self.num_outputs = trained.input_dim, trained.num_outputs
-        self.num_params = trained.num_params + frozen.num_params
-        self.matrix_free = trained.matrix_free and frozen.matrix_free
+        self.num_params = trained.num_params + sum(part.num_params for part in frozen)
+        self.matrix_free = trained.matrix_free and all(part.matrix_free for part in frozen)
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return z[..., : self.trained.num_params], z[..., self.trained.num_params :]
 
-    def _grow(self, u: Tensor) -> Tensor:
-        """Weights of the trained part, ``... x P``, with zeros for the frozen part."""
-        return torch.cat([u, u.new_zeros(*u.shape[:-1], self.frozen.num_params)], -1)
+    def with_trained(self, u: Tensor, z: Tensor) -> Tensor:
+        """The weights ``z: S x P`` with other trained ones, ``u: S x P_u`` (or longer: the rest is left out)."""
+        return torch.cat([self._split(u)[0], self._split(z)[1]], -1)
 
     def prior(self, z: Tensor, X: Tensor) -> Tensor:
-        """``s p(x; v)``, ``S x batch x q x m``."""
-        values = self.frozen.forward(self._split(z)[1], X)
-        return values * (self.scale.to(values) if isinstance(self.scale, Tensor) else self.scale)
+        """``sum_k s_k p_k(x; v_k)``, ``S x batch x q x m``."""
+        parts = self._split(z)[1].split([part.num_params for part in self.frozen], -1)
+        terms = [s * part.forward(v, X) for s, part, v in zip(self.scales, self.frozen, parts, strict=True)]
+        return torch.stack(terms).sum(0)
+
+    def _grow(self, u: Tensor) -> Tensor:
+        """Weights of the trained part, ``... x P_u``, followed by zeros."""
+        return torch.nn.functional.pad(u, (0, self.num_params - self.trained.num_params))
 
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
         return self.trained.forward(self._split(z)[0], X) + self.prior(z, X)
