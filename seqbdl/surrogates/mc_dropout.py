@@ -19,7 +19,7 @@ from seqbdl.priors import get_prior
 from seqbdl.surrogates.network_prior import standard_normal
 from seqbdl.surrogates.particle import ParticleSurrogate
 
-RATES = (0.001, 0.005, 0.02, 0.1)
+RATES = (0.001, 0.01, 0.1)
 NOISES = tuple(2.0**k for k in range(9))
 """Factors on the noise variance of the evidence."""
 _START_ROWS = 300  # rows times latents that the start of the descent is fitted to
@@ -29,9 +29,10 @@ _MASKS = 32  # functions that held-out rows are scored by
 class MCDropoutSurrogate(ParticleSurrogate):
     """Functions ``f(x; z * m)`` with masks ``m`` drawn at ``fit`` and kept (Gal and Ghahramani 2016).
 
-    The weights start at the mode without dropout. The rate and the noise are those under which the mixture over masks
-    predicts held-out rows best, as in the paper: what dropout cannot show as spread becomes noise, so that
-    ``noise_variance`` is that of the evidence times a factor, while training keeps the former.
+    The rate and the noise are those under which the mixture over masks predicts held-out rows best, as in the paper: what
+    dropout cannot show as spread becomes noise, so that ``noise_variance`` is that of the evidence times a factor, while
+    training keeps the former. Where the descent starts is chosen with them: at the mode without dropout, which leaves
+    most units of a network idle when data are few, or at the mode nearest a random initialization, where all take part.
 
     Args:
         num_members: Masks.
@@ -74,6 +75,7 @@ class MCDropoutSurrogate(ParticleSurrogate):
         self._weights = self._start
         self._rate = RATES[0] if rate is None else rate
         self._noise_factor = 1.0
+        self._from = 1
         self._keep = like.new_ones(num_members, self._network.num_units)
         self._keep_inputs = like.new_ones(num_members, self.input_dim)
         weight_factors(self._network, self._keep, self._keep_inputs if input_rate else None)  # refuses what it cannot mask
@@ -85,21 +87,21 @@ class MCDropoutSurrogate(ParticleSurrogate):
 
     def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
         known_noise = self._Yvar is not None or self.fixed_noise is not None or not self._lik.has_noise
-        if self.rate is None or not known_noise:
-            self._choose(X, Y, variance, known_noise)
+        self._choose(X, Y, variance, known_noise)
         joint = LogJoint(self._network, self._lik, get_prior("gaussian"), X, Y, variance)
-        rates = X.new_full((1,), self._rate)
-        self._weights = mc_dropout(joint, self._mode(X, Y, variance), rates, self.training_settings, self.generator)
+        start = self._modes(X, Y, variance)[self._from : self._from + 1]
+        self._weights = mc_dropout(joint, start, X.new_full((1,), self._rate), self.training_settings, self.generator)
         self._keep, self._keep_inputs = self._draw_masks(self.num_members, self._rate, X)
         return self._masked(self._weights, self._keep, self._keep_inputs), X.new_zeros(self.num_members)
 
-    def _mode(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
-        """Without dropout, of an even sample of the rows, ``1 x P``."""
+    def _modes(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
+        """Without dropout, of an even sample of the rows, ``2 x P``: under the prior, and nearest the initialization."""
         count = min(X.shape[0], max(1, _START_ROWS // self.num_latents))
         some = torch.linspace(0, X.shape[0] - 1, count, device=X.device).round().long()
         start = self._start.to(X.device)
+        anchors = torch.cat([torch.zeros_like(start), start])
         seen = self._observe(Y[some], variance[some])
-        return minimize(self._network, X[some], seen, torch.zeros_like(start), start, self.settings).z
+        return minimize(self._network, X[some], seen, anchors, start.expand(2, -1), self.settings).z
 
     def _draw_masks(self, n: int, rate: float, like: Tensor) -> tuple[Tensor, Tensor]:
         keep = draw_keep((n, self._network.num_units), like.new_full((1,), rate), self.generator)
@@ -114,36 +116,35 @@ class MCDropoutSurrogate(ParticleSurrogate):
         pairs = folds(X.shape[0], self.generator, share=0.2, most=2)
         if not pairs:
             return
-        grid = RATES if self.rate is None else (self.rate,)
+        rates = RATES if self.rate is None else (self.rate,)
+        grid = [(start, rate) for start in range(2) for rate in rates]
         weights = X.new_ones(len(pairs), X.shape[0])
         for fold, (_, held) in enumerate(pairs):
             weights[fold, held] = 0.0
-        start = torch.cat([self._mode(X[train], Y[train], variance[train]) for train, _ in pairs])
+        modes = torch.cat([self._modes(X[train], Y[train], variance[train]) for train, _ in pairs])  # (folds 2) x P
         joint = LogJoint(self._network, self._lik, get_prior("gaussian"), X, Y, variance)
-        rates = X.new_tensor(grid).repeat(len(pairs))
-        each = len(grid)
         z = mc_dropout(
             joint,
-            start.repeat_interleave(each, 0),
-            rates,
+            modes.repeat_interleave(len(rates), 0),
+            X.new_tensor([rate for _, rate in grid]).repeat(len(pairs)),
             self.training_settings,
             self.generator,
-            weights.repeat_interleave(each, 0),
-        )
+            weights.repeat_interleave(len(grid), 0),
+        ).unflatten(0, (len(pairs), len(grid)))
         factors = (1.0,) if known_noise else NOISES
         best = -torch.inf
-        for i, rate in enumerate(grid):
+        for i, (start, rate) in enumerate(grid):
             keep, inputs = self._draw_masks(_MASKS, rate, X)
             densities = []
             for fold, (_, held) in enumerate(pairs):
-                f = self._network.forward(self._masked(z[fold * each + i : fold * each + i + 1], keep, inputs), X[held])
+                f = self._network.forward(self._masked(z[fold, i], keep, inputs), X[held])
                 terms = [mixture_log_density(self._lik, f, Y[held], factor * variance[held]) for factor in factors]
                 densities.append(torch.stack(terms))
             table = torch.cat(densities, -1)  # factors x rows
             pick = first_good(table)
             total = float(table[pick].sum())
             if total > best:
-                best, self._rate, self._noise_factor = total, rate, factors[pick]
+                best, self._from, self._rate, self._noise_factor = total, start, rate, factors[pick]
 
     def _observe(self, Y: Tensor, variance: Tensor) -> Observations:
         if self._lik.name == "gaussian":
@@ -161,6 +162,7 @@ class MCDropoutSurrogate(ParticleSurrogate):
         return {
             "start": self._start,
             "weights": self._weights,
+            "from": self._from,
             "rate": self._rate,
             "noise_factor": self._noise_factor,
             "keep": self._keep,
@@ -169,5 +171,5 @@ class MCDropoutSurrogate(ParticleSurrogate):
 
     def _set_own_state(self, state: Mapping[str, Any]) -> None:
         self._start, self._weights = state["start"], state["weights"]
-        self._rate, self._noise_factor = state["rate"], state["noise_factor"]
+        self._from, self._rate, self._noise_factor = state["from"], state["rate"], state["noise_factor"]
         self._keep, self._keep_inputs = state["keep"], state["keep_inputs"]

@@ -13,7 +13,7 @@ from seqbdl.inference.held_out import first_good, folds, mixture_log_density
 from seqbdl.inference.swag import SCALE, SwagPosterior
 from seqbdl.surrogates.trajectory import TrajectorySurrogate
 
-SCALES = tuple(2.0**k for k in range(-2, 10))
+SCALES = tuple(SCALE * 2.0**k for k in range(11))
 
 
 class SwagSurrogate(TrajectorySurrogate):
@@ -26,7 +26,7 @@ class SwagSurrogate(TrajectorySurrogate):
 
     Args:
         num_members: Weight vectors drawn at ``fit`` and kept.
-        scale: The factor on the covariance: the paper's is 0.5; ``None``: by held-out density among powers of two.
+        scale: The factor on the covariance: the paper's is 0.5; ``None``: by held-out density, that or more.
     """
 
     name = "swag"
