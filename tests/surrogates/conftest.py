@@ -32,10 +32,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "ivon": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
     "fsvi": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 50, "num_context": 16},
     "vbll": {"network": (16, 16), "num_networks": 2, "steps": 20},
-    "swag": {"network": (16, 16), "num_members": 32, **SHORT_PATH},
-    "multiswag": {"network": (16, 16), "num_members": 32, "num_starts": 2, **SHORT_PATH},
+    "swag": {"network": (16, 16), "num_members": 64, **SHORT_PATH},
+    "multiswag": {"network": (16, 16), "num_members": 64, "num_starts": 2, **SHORT_PATH},
     "subspace": {"network": (16, 16), "num_members": 32, "rank": 8, "warmup": 6, "thin": 2, **SHORT_PATH},
-    "mc-dropout": {"network": (16, 16), "num_members": 32, "steps": 60, "rate": 0.02},
+    "mc-dropout": {"network": (32, 32), "num_members": 32, "steps": 60, "rate": 0.1},
     "epinet": {"network": (16, 16), "num_members": 32, "num_branches": 2},
     "hypermodel": {"network": (16, 16), "num_members": 16, "num_branches": 1, "index_dim": 6},
 }
