@@ -1,8 +1,9 @@
 """Inference in a subspace of weights spanned by the path of SGD (Izmailov et al. 2019).
 
-``z = centre + V u`` with ``V`` the first ``r`` left singular directions of a path's deviations, orthonormal, so that the prior of
-``u`` that is the whitened prior's restriction to the subspace has unit scale. The target is ``p(D | centre + V u)^(1 / T) N(u; 0,
-s^2 I)``, sampled by elliptical slices or approximated by a Gaussian.
+``z = centre + V u`` with ``V`` the first ``r`` left singular directions of a path's deviations, orthonormal. The target is
+``p(D | centre + V u)^(1 / T) N(u; V^T (a - centre) / T, s^2 I)``, ``a`` the centre of the prior over all weights, sampled by
+elliptical slices or approximated by a Gaussian. At ``T = 1`` and ``s = 1`` that is the posterior restricted to the subspace; at
+any ``T`` the mode of the posterior over all weights is a mode of the target.
 
 ``T`` is not 1 where a subspace of few directions has to show what all weights leave open: its likelihood, full strength, pins
 these directions down as the whole posterior would, and the other directions have no spread at all (the paper tempers for the
@@ -98,19 +99,21 @@ class VariationalSettings:
 
 def gaussian_vi(
     log_joint: LogJoint,
+    prior_mean: Tensor,
     prior_root: Tensor,
     temperature: float,
     start_root: Tensor,
     generator: torch.Generator,
     settings: VariationalSettings = VariationalSettings(),
 ) -> tuple[Tensor, Tensor]:
-    """The Gaussian ``N(m, L L^T)`` that maximizes ``E log p(D | u) / T - KL(q || N(0, S S^T))``.
+    """The Gaussian ``N(m, L L^T)`` that maximizes ``E log p(D | u) / T - KL(q || N(c, S S^T))``.
 
     Works in the coordinates ``u = A w`` of the starting Gaussian, in which steps of all directions are of one size, and on
     antithetic pairs of normals that stay the same, so that the bound is a deterministic function.
 
     Args:
         log_joint: Of a network over ``u``; its prior is not used.
+        prior_mean: ``r``, ``c``.
         prior_root: ``r x r``, ``S``.
         temperature: ``T``.
         start_root: ``r x r``, ``A``, such as :func:`laplace_root`.
@@ -126,6 +129,8 @@ def gaussian_vi(
     normals = torch.cat([half, -half])
     lower = torch.tril_indices(r, r, device=prior_root.device)
     precision_root = torch.linalg.solve(prior_root, start_root)  # S^{-1} A
+    pulled = precision_root.T @ precision_root
+    towards = precision_root.T @ torch.linalg.solve(prior_root, prior_mean)
 
     def unpack(p: Tensor) -> tuple[Tensor, Tensor]:
         root = p.new_zeros(r, r).index_put((lower[0], lower[1]), p[0, r:])
@@ -136,8 +141,7 @@ def gaussian_vi(
         w = mean + normals @ root.T
         _, ascent = log_joint.likelihood_value_and_gradient(w @ start_root.T, rows)
         ascent = ascent @ start_root / temperature
-        pulled = precision_root.T @ precision_root
-        d_mean = ascent.mean(0) - pulled @ mean
+        d_mean = ascent.mean(0) - pulled @ mean + towards
         d_root = ascent.T @ normals / normals.shape[0] - pulled @ root + torch.diag_embed(root.diagonal().reciprocal())
         return -torch.cat([d_mean, d_root[lower[0], lower[1]]]).unsqueeze(0)
 

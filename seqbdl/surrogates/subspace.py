@@ -50,7 +50,7 @@ class SubspaceSurrogate(TrajectorySurrogate):
     Args:
         num_members: Draws kept; with slices, spread evenly over the chains.
         rank: Directions.
-        prior_scale: Standard deviation of the coordinates under the prior; at 1 it is the whitened prior's restriction.
+        prior_scale: Standard deviation of the coordinates under the prior; of whitened weights it is 1.
         temperature: The likelihood enters to the power of one over it; ``None``: by held-out density (see
             :mod:`seqbdl.inference.subspace` for why it is not simply 1).
         sampler: ``"slice"``: elliptical slice sampling. ``"vi"``: a Gaussian.
@@ -107,7 +107,7 @@ class SubspaceSurrogate(TrajectorySurrogate):
         self._root = self.prior_scale * torch.eye(self.rank).to(X)
         if self.temperature is None:
             self._temperature = self._choose_temperature(X, Y, variance)
-        return self._sample(X, Y, variance, path.mean)
+        return self._sample(X, Y, variance, path.mean, self._starts.to(X.device))
 
     def _within(self, centre: Tensor, X: Tensor, Y: Tensor, variance: Tensor) -> LogJoint:
         """As a function of the coordinates; the prior is the sampler's business."""
@@ -120,21 +120,22 @@ class SubspaceSurrogate(TrajectorySurrogate):
         densities = []
         for train, held in folds(X.shape[0], self.generator):
             seen = X[train], Y[train], variance[train]
-            joint = self._within(self._modes(*seen, self.fold_settings), *seen)
+            joint = self._within(self._modes(*seen), *seen)
             G = curvature(joint)
             roots = [laplace_root(G, self._root, temperature) for temperature in TEMPERATURES]
             functions = [joint.network.forward(white @ root.T, X[held]) for root in roots]
             densities.append(mixture_log_density(self._lik, torch.stack(functions), Y[held], variance[held]))
         return TEMPERATURES[first_good(torch.cat(densities, -1))] if densities else 1.0
 
-    def _sample(self, X: Tensor, Y: Tensor, variance: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates given these rows, under the Gaussian around the centre that :attr:`_root` holds."""
+    def _sample(self, X: Tensor, Y: Tensor, variance: Tensor, centre: Tensor, prior_centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates around ``centre: 1 x P`` given these rows, under the Gaussian around ``prior_centre: 1 x P`` with the
+        covariance that :attr:`_root` holds."""
         joint = self._within(centre, X, Y, variance)
         assert isinstance(joint.network, AffineNetwork)
         guess = laplace_root(curvature(joint), self._root, self._temperature)
-        mean = guess.new_zeros(self.rank)
+        prior_mean = (prior_centre - centre)[0] @ self._basis / self._temperature
         if self.sampler == "vi":
-            mean, root = gaussian_vi(joint, self._root, self._temperature, guess, self.generator)
+            mean, root = gaussian_vi(joint, prior_mean, self._root, self._temperature, guess, self.generator)
             white = standard_normal(self.num_members, self.rank, generator=self.generator, like=X)
             u, self._root, self.report = mean + white @ root.T, root, None
         else:
@@ -143,7 +144,7 @@ class SubspaceSurrogate(TrajectorySurrogate):
             def log_likelihood(u: Tensor, chains: Tensor) -> Tensor:
                 return joint.log_likelihood(u) / self._temperature
 
-            found = elliptical_slice(log_likelihood, start, mean, self._root, self.generator, self.slices)
+            found = elliptical_slice(log_likelihood, start, prior_mean, self._root, self.generator, self.slices)
             u = found.draws.flatten(0, 1)
             self.report = SubspaceReport(
                 found.draws,
@@ -166,7 +167,7 @@ class SubspaceSurrogate(TrajectorySurrogate):
         return safe_cholesky((deviations.T @ deviations + extra * guess @ guess.T) / (n + extra))
 
     def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        return self._sample(X, Y, variance, self._pull_centres(X, Y, variance))
+        return self._sample(X, Y, variance, self._pull_centres(X, Y, variance), self._centres.to(X.device))
 
     def _own_state(self) -> dict[str, Any]:
         return {**super()._own_state(), "temperature": self._temperature, "basis": self._basis, "root": self._root}

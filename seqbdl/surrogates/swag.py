@@ -62,7 +62,7 @@ class SwagSurrogate(TrajectorySurrogate):
         directions = found.directions(max(1, 32 // self.num_starts), self.generator)
         densities = []
         for train, held in folds(X.shape[0], self.generator):
-            modes = self._modes(X[train], Y[train], variance[train], self.fold_settings)
+            modes = self._modes(X[train], Y[train], variance[train])
             functions = [self._network.forward((modes + s**0.5 * directions).flatten(0, 1), X[held]) for s in SCALES]
             densities.append(mixture_log_density(self._lik, torch.stack(functions), Y[held], variance[held]))
         return SCALES[first_good(torch.cat(densities, -1))] if densities else SCALE

@@ -56,7 +56,7 @@ class TrajectorySurrogate(ParticleSurrogate):
         momentum: float = 0.9,
         learning_rate: float | None = None,
         batch_size: int | None = None,
-        max_iterations: int = 30,
+        max_iterations: int = 40,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -69,7 +69,6 @@ class TrajectorySurrogate(ParticleSurrogate):
         self.num_starts = num_starts
         self.path = SwagSettings(burn_in, iterates, spacing, rank, momentum, learning_rate, batch_size)
         self.settings = GaussNewtonSettings(max_iterations=max_iterations)
-        self.fold_settings = GaussNewtonSettings(max_iterations=min(max_iterations, 15))
         like = self._prior.noise
         self._starts = standard_normal(num_starts, self._network.num_params, generator=self.generator, like=like)
         self._centres = self._starts  # modes, or means of paths: what `update` pulls on
@@ -103,11 +102,11 @@ class TrajectorySurrogate(ParticleSurrogate):
         weights = None if self._lik.has_noise else variance[:, 0].reciprocal()
         return LogJoint(self._network, self._lik, CentredPrior(self._starts.to(X.device)), X, Y, variance, weights)
 
-    def _modes(self, X: Tensor, Y: Tensor, variance: Tensor, settings: GaussNewtonSettings | None = None) -> Tensor:
+    def _modes(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
         """``M x P``: the modes nearest the starts."""
         starts = self._starts.to(X.device)
         if Y.shape[0] * self.num_latents <= GAUSS_NEWTON_ROWS:
-            return minimize(self._network, X, self._observe(Y, variance), starts, starts, settings or self.settings).z
+            return minimize(self._network, X, self._observe(Y, variance), starts, starts, self.settings).z
         joint = self._log_joint(X, Y, variance)
 
         def gradient(z: Tensor, rows: Tensor | None) -> Tensor:
