@@ -196,7 +196,7 @@ def train_epinet(
         Y: ``n x t``.
         variance: ``n x m`` noise variances.
         likelihood: Of an observation.
-        signals: ``n x D``, or ``None``.
+        signals: ``n x m x D``, or ``None``.
         prior: What is added.
         base: ``1 x P``, start of the base network's weights and centre of their penalty.
         start: ``P'``, of the epinet's.

@@ -123,7 +123,7 @@ def train_hypermodel(
         Y: ``n x t``.
         variance: ``n x m`` noise variances.
         likelihood: Of an observation.
-        signals: ``n x D``, or ``None``.
+        signals: ``n x m x D``, or ``None``.
         prior: What is added to the network.
         anchor: ``(1 + D) x P``, where the penalty is zero.
         start: ``(1 + D) x P``.

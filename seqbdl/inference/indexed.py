@@ -1,8 +1,8 @@
 """Functions with an index: ``f(x, z)`` with ``z ~ N(0, I)``, whose draws are indices (Osband et al. 2023).
 
 Two things make the index speak of uncertainty. Prior functions, ``scale sum_i z_i p_i(x) / sqrt(D)`` with fixed random networks
-``p_i``, are added and not trained: their covariance over ``z`` is that of ``D`` draws of the prior. And each row ``n`` with
-Gaussian noise has a fixed unit vector ``c_n``: at the index ``z`` its target is ``y_n + sigma_n <c_n, z>``, whose variance over
+``p_i``, are added and not trained: their covariance over ``z`` is that of ``D`` draws of the prior. And each outcome with
+Gaussian noise has a fixed random unit vector ``c``: at the index ``z`` the target is ``y + sigma <c, z>``, whose variance over
 ``z`` is the noise. In a linear model the best ``f`` is linear in ``z``, and its covariance tends to that of Bayesian linear
 regression as ``D`` grows.
 """
@@ -34,9 +34,9 @@ def draw_indices(n: int, dim: int, generator: torch.Generator, like: Tensor) -> 
     return z.to(like.device)
 
 
-def draw_signals(n: int, dim: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """``n x D`` random unit vectors."""
-    c = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+def draw_signals(n: int, num_outputs: int, dim: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """``n x m x D`` random unit vectors, one per outcome: outputs that shared them would seem to share their noise."""
+    c = torch.randn(n, num_outputs, dim, generator=generator, dtype=torch.float64)
     return torch.nn.functional.normalize(c, dim=-1).to(like.device)
 
 
@@ -48,13 +48,14 @@ def targets(likelihood: Likelihood, Y: Tensor, variance: Tensor, indices: Tensor
         Y: ``n x t``.
         variance: ``n x m`` noise variances.
         indices: ``S x D``.
-        signals: ``n x D`` unit vectors; ``None``, or a likelihood that is not Gaussian: the same targets at each index.
+        signals: ``n x m x D`` unit vectors; ``None``, or a likelihood that is not Gaussian: the same targets at each index.
     """
     if likelihood.name != "gaussian":
         return Labels(likelihood, Y, variance)
     if signals is None:
         return Squares(Y.unsqueeze(0), variance)
-    return Squares(Y + (indices @ signals.T).unsqueeze(-1) * variance.sqrt(), variance)
+    noise = torch.einsum("sd,nmd->snm", indices, signals)
+    return Squares(Y + variance.sqrt() * noise, variance)
 
 
 @dataclass(frozen=True)

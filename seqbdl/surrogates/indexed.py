@@ -139,12 +139,15 @@ class IndexedSurrogate(ParticleSurrogate):
 
     def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
         z = self._z.to(X.device)
-        signals = draw_signals(X.shape[0], self.index_dim, self.generator, X) if self.bootstrap else None
+        signals = self._signals(X.shape[0], X)
         if self.fit_by == "adam" or (self.fit_by == "auto" and X.shape[0] * self.num_latents > self.max_rows):
             self._train(X, Y, variance, signals)
         else:
             self._solve(X, targets(self._lik, Y, variance, z, signals), z, self._mode(X, Y, variance))
         return z, X.new_zeros(self.num_members)
+
+    def _signals(self, n: int, like: Tensor) -> Tensor | None:
+        return draw_signals(n, self.output_dim, self.index_dim, self.generator, like) if self.bootstrap else None
 
     def _mode(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
         """The network's own maximum a posteriori, ``1 x P``."""
@@ -156,8 +159,7 @@ class IndexedSurrogate(ParticleSurrogate):
         z = self._z
         held_X, held = self._held()
         for rows in torch.arange(X.shape[0], device=X.device).split(_BLOCK):
-            signals = draw_signals(len(rows), self.index_dim, self.generator, X) if self.bootstrap else None
-            news = targets(self._lik, Y[rows], variance[rows], z, signals)
+            news = targets(self._lik, Y[rows], variance[rows], z, self._signals(len(rows), X))
             self._pull_parameters(torch.cat([held_X, X[rows]]), Joined(held, news, held_X.shape[0]), z)
         return z, self._log_weights
 
