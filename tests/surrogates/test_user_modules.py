@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import seqbdl
 from seqbdl.errors import StateError
 
-NAMES = ["laplace", "ensemble", "hmc", "bayesian-last-layer", "dkl"]
+NAMES = ["laplace", "ensemble", "hmc", "bayesian-last-layer", "dkl", "ekf", "lofi", "epinet", "hypermodel"]
 SMALL: dict[str, dict[str, Any]] = {
     "ensemble": {"num_members": 4},
     "hmc": {"num_members": 8, "num_chains": 4, "warmup": 3, "samples": 2},
     "dkl": {"num_features": 1, "max_steps": 20},
+    "hypermodel": {"num_members": 12, "index_dim": 4},
 }
 BOUNDS = torch.tensor([[0.0] * 4, [1.0] * 4], dtype=torch.float64)
 
