@@ -45,7 +45,6 @@ from seqbdl.inference import laplace
 from seqbdl.inference.adam import AdamSettings, adam
 from seqbdl.inference.evidence import NoiseTerms, evidence_at
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
-from seqbdl.inference.hmc import HMCSettings, hmc
 from seqbdl.inference.log_joint import LogJoint
 from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import MLP
@@ -307,22 +306,16 @@ def sampling(quick: bool) -> Iterable[Race]:
     """Effective predictions a CPU second of HMC, against Pyro's NUTS with its defaults."""
     n, chains, warmup, samples = (20, 4, 3, 12) if quick else (200, 16, 30, 40)
     X, Y, test_X, test_Y = data(n)
-    net, variance, found = network(), torch.full_like(Y, NOISE), {}
-
-    def ours() -> None:
-        generator = torch.Generator().manual_seed(0)
-        anchors = torch.randn(chains, net.num_params, generator=generator, dtype=torch.float64)
-        targets = Y + variance.sqrt() * torch.randn(chains, n, 1, generator=generator, dtype=torch.float64)
-        settings = GaussNewtonSettings(max_iterations=20)
-        start = gauss_newton(net, X, targets, variance, anchors, anchors, settings).z
-        result = hmc(net, X, Y, variance, start, generator, HMCSettings(warmup=warmup, samples=samples))
-        found["z"] = result.z
-
-    fast = clock(ours)
-    values = net.forward(found["z"].flatten(0, 1), test_X[:100]).unflatten(0, found["z"].shape[:2])  # draws x chains x points
+    bounds, found = torch.stack([torch.zeros(D), torch.ones(D)]).double(), {}
+    options = {"num_chains": chains, "warmup": warmup, "samples": samples, "num_members": chains * samples}
+    surrogate = seqbdl.make_surrogate("hmc", D, bounds=bounds, noise=NOISE, **options)
+    fast = clock(lambda: surrogate.fit(X, Y))
+    with torch.no_grad():
+        everything = surrogate.posterior(test_X).values  # every state of every chain: draws run slower than chains
+    values = everything[:, :100].unflatten(0, (samples, chains))  # draws x chains x points
     mixed = chain_convergence(values)
     ess, r_hat = float(mixed.ess_bulk.median()), float(mixed.r_hat.max())
-    quality = mixture_quality(net.forward(found["z"].flatten(0, 1), test_X), test_Y)
+    quality = mixture_quality(everything, test_Y)
     own = f"{fast:.1f} s, ESS {ess:.0f}, R-hat up to {r_hat:.2f}; {quality}"
     try:
         from pyro.infer import MCMC, NUTS

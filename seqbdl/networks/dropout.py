@@ -34,8 +34,8 @@ def weight_factors(network: Network, keep: Tensor, keep_inputs: Tensor | None = 
 def _input_factors(network: Network, keep: Tensor) -> Tensor:
     if isinstance(network, MLP):
         size, width = network.num_params // network.branches, network.widths[0]
-        first = keep.repeat_interleave(width, -1)  # the first layer stores a row of weights per input
-        branch = torch.cat([first, keep.new_ones(keep.shape[0], size - first.shape[1])], -1)
+        rows = keep.repeat_interleave(width, -1)  # the first layer stores a row of weights per input
+        branch = torch.cat([rows, keep.new_ones(keep.shape[0], size - rows.shape[1])], -1)
         return branch.repeat(1, network.branches)
     shapes = network.weight_shapes if isinstance(network, ModuleNetwork) else []
     first = next((i for i, s in enumerate(shapes) if len(s) > 1), None)
