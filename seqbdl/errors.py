@@ -31,7 +31,7 @@ class InvalidOptionError(SeqbdlError):
 
 
 class DivergedError(SeqbdlError):
-    """A sampler has left the finite numbers at the step size that it was given."""
+    """A sampler has exploded at the step size that it was given."""
 
 
 class InvalidSpaceError(SeqbdlError):

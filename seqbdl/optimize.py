@@ -92,9 +92,7 @@ def optimize(
         raise InvalidOptionError(f"f is a {type(f).__name__}; give a function of a point")
     built, convert = as_space(space)
     loop = BayesOptLoop(built, surrogate, acquisition, objective=objective, seed=seed, **loop_options)
-    history = run(
-        loop, f, budget, callbacks, progress, checkpoint, batch_size, seed, on_error=on_error, convert=convert
-    )
+    history = run(loop, f, budget, callbacks, progress, checkpoint, batch_size, seed, on_error=on_error, convert=convert)
     best = history.best() if len(history.outcome_names) == 1 else None
     return OptimizeResult(
         best_point=None if best is None else dict(best.point),
@@ -119,9 +117,7 @@ def as_space(space: SpaceLike) -> tuple[Space, Callable[[Point], Any]]:
     if isinstance(space, Mapping):
         return Space(_parameter(str(name), entry) for name, entry in space.items()), dict
     if isinstance(space, str) or not hasattr(space, "__iter__"):
-        raise InvalidSpaceError(
-            f"space is {space!r}; give a Space, a list of (low, high) pairs or a mapping from name to range"
-        )
+        raise InvalidSpaceError(f"space is {space!r}; give a Space, a list of (low, high) pairs or a mapping from name to range")
     entries = list(space)
     if entries and all(isinstance(entry, Parameter) for entry in entries):
         return Space(entries), dict
@@ -157,8 +153,7 @@ def _parameter(name: str, entry: Any) -> Parameter:
     if isinstance(entry, list):
         return Categorical(name, tuple(entry))
     raise InvalidSpaceError(
-        f"parameter {name!r} is {entry!r}; give a tuple (low, high) (integers: two ints), a list of choices, or a"
-        " description"
+        f"parameter {name!r} is {entry!r}; give a tuple (low, high) (integers: two ints), a list of choices, or a description"
     )
 
 

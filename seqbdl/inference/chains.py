@@ -74,11 +74,13 @@ class Record:
 
     def result(self, step_size: Tensor, acceptance: Tensor | None = None, divergences: int = 0) -> ChainResult:
         """Everything after the last sample."""
-        sampled = self.gibbs is not None
+        gibbs = self.gibbs
         return ChainResult(
             z=torch.stack(self.z),
-            noise=torch.stack([h.noise for h in self.hyper]) if sampled and self.gibbs.noise is not None else None,
-            precision=torch.stack([h.precision for h in self.hyper]) if sampled and self.gibbs.precision is not None else None,
+            noise=torch.stack([h.noise for h in self.hyper]) if gibbs is not None and gibbs.noise is not None else None,
+            precision=torch.stack([h.precision for h in self.hyper])
+            if gibbs is not None and gibbs.precision is not None
+            else None,
             step_size=step_size,
             acceptance=acceptance,
             divergences=divergences,
@@ -106,18 +108,29 @@ def jittered_steps(trajectory: float, step: Tensor, most: int, generator: torch.
     return max(1, min(most, round(share * trajectory / float(step.median()))))
 
 
-def check_finite(z: Tensor, number: int, step: Tensor) -> None:
-    """Refuse chains ``S x P`` that have exploded.
+def lowest(value: Tensor, z: Tensor, target: Target) -> Tensor:
+    """Log densities, ``S``, that chains ``z: S x P`` which began at ``value`` do not fall to unless they explode: far below
+    what weights and rows at temperature one could lose."""
+    return value - DIVERGENCE - 10.0 * (z.shape[1] + target.num_rows)
+
+
+def check_stable(value: Tensor, floor: Tensor, number: int, step: Tensor) -> None:
+    """Refuse chains that have exploded: nothing rejects what an unstable step does.
+
+    Args:
+        value: ``S`` log densities.
+        floor: ``S``, see :func:`lowest`.
+        number: Steps so far.
+        step: ``S``.
 
     Raises:
-        DivergedError: Names the first of them.
+        DivergedError: Names the first such chain.
     """
-    lost = ~z.isfinite().all(-1)
+    lost = ~(value > floor)
     if bool(lost.any()):
         chain = int(lost.nonzero()[0, 0])
         raise DivergedError(
-            f"chain {chain} left the finite numbers within {number} steps of learning_rate={float(step[chain]):.3g}; "
-            "set a smaller one"
+            f"chain {chain} exploded within {number} steps of learning_rate={float(step[chain]):.3g}; set a smaller one"
         )
 
 

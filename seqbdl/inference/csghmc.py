@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqbdl.inference.chains import ChainResult, Record, Target, check_finite
+from seqbdl.inference.chains import ChainResult, Record, Target, check_stable, lowest
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import minibatches
 from seqbdl.inference.metrics import Metric
@@ -88,16 +88,18 @@ def csghmc(
         gibbs: Hyperparameters to be drawn whenever a state is kept; it then defines the target.
 
     Raises:
-        DivergedError: A chain has left the finite numbers: the step size was too large.
+        DivergedError: A chain has exploded: the step size was too large.
     """
-    hyper = None if gibbs is None else gibbs.begin(start)
+    hyper = None if gibbs is None else gibbs.begin(start, generator)
+    base = metric
     if gibbs is not None and hyper is not None:
-        target = gibbs.target(hyper)
+        target, metric = gibbs.target(hyper), gibbs.metric(base, hyper)
     T = settings.temperature
     first, C = step_and_friction(target, start, metric, generator, settings)
     z, record = start, Record(gibbs)
     batches = minibatches(target.num_rows, settings.batch_size, settings.cycles * settings.steps + 1, generator)
-    gradient = target.value_and_gradient(z, batches[0])[1]
+    value, gradient = target.value_and_gradient(z, batches[0])
+    floor = lowest(value, z, target)
     for number in range(settings.cycles * settings.steps):
         k = number % settings.steps
         if k == 0 and number > 0 and gibbs is not None:  # other noise, other curvature
@@ -113,12 +115,13 @@ def csghmc(
             v = v + (2 * C * T).sqrt() * metric.draw(z, generator)
         z = z + h * v
         keep = k in settings.kept
+        if keep and gibbs is not None and hyper is not None:
+            hyper = gibbs.draw(z, hyper, generator)
+            target, before, metric = gibbs.target(hyper), metric, gibbs.metric(base, hyper)
+            if metric is not before:  # momenta belong to masses
+                v = T**0.5 * metric.draw(z, generator)
+        value, gradient = target.value_and_gradient(z, batches[number + 1])
         if keep:
-            check_finite(z, number + 1, first)
-            if gibbs is not None and hyper is not None:
-                hyper = gibbs.draw(z, hyper, generator)
-                target = gibbs.target(hyper)
-        gradient = target.value_and_gradient(z, batches[number + 1])[1]
-        if keep:
+            check_stable(value, floor, number + 1, first)
             record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C[:, 0]) * metric.square(v) / z.shape[1])
     return record.result(first)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from seqbdl.inference.chains import ChainResult, Record, Target, jittered_steps, largest_curvature, metropolis
 from seqbdl.inference.gibbs import Gibbs
-from seqbdl.inference.metrics import DiagonalMetric
+from seqbdl.inference.metrics import DiagonalMetric, Metric
 from seqbdl.inference.step_size import DualAveraging, Moments, window_ends
 
 
@@ -52,7 +52,7 @@ def diagonal_hmc(
     generator: torch.Generator,
     settings: DiagonalHMCSettings = DiagonalHMCSettings(),
     gibbs: Gibbs | None = None,
-    metric: DiagonalMetric | None = None,
+    metric: Metric | None = None,
 ) -> ChainResult:
     """Sample any log density.
 
@@ -64,10 +64,11 @@ def diagonal_hmc(
         gibbs: Hyperparameters to be drawn between trajectories; it then defines the target.
         metric: First mass matrix; the identity by default.
     """
-    hyper = None if gibbs is None else gibbs.begin(start)
+    hyper = None if gibbs is None else gibbs.begin(start, generator)
+    base = DiagonalMetric(torch.ones_like(start[0]), additive=True) if metric is None else metric
+    metric = base
     if gibbs is not None and hyper is not None:
-        target = gibbs.target(hyper)
-    metric = DiagonalMetric(torch.ones_like(start[0])) if metric is None else metric
+        target, metric = gibbs.target(hyper), gibbs.metric(base, hyper)
     z = start
     value, gradient = target.value_and_gradient(z)
     if settings.initial_step is None:
@@ -103,14 +104,15 @@ def diagonal_hmc(
             if windows and windows[0] <= iteration < windows[-1]:
                 moments = moments.update(z)
                 if iteration + 1 in windows[1:]:
-                    metric, moments, adapted = DiagonalMetric(1.0 / moments.variance()), Moments.begin(z), True
+                    metric = base = DiagonalMetric(1.0 / moments.variance())
+                    moments, adapted = Moments.begin(z), True
                     steps = DualAveraging.begin(steps.smooth.exp())
         else:
             acceptance = acceptance + probability / settings.samples
             divergences += diverged
         if gibbs is not None and hyper is not None:
             hyper = gibbs.draw(z, hyper, generator)
-            target = gibbs.target(hyper)
+            target, metric = gibbs.target(hyper), gibbs.metric(base, hyper)
             value, gradient = target.value_and_gradient(z)
         if not warm:
             record.add(z, gradient, hyper)

@@ -61,7 +61,7 @@ def hmc(
         settings: Lengths and adaptation.
         gibbs: Hyperparameters to be drawn between trajectories; it then defines the target.
     """
-    hyper = None if gibbs is None else gibbs.begin(start)
+    hyper = None if gibbs is None else gibbs.begin(start, generator)
     if gibbs is not None and hyper is not None:
         target = gibbs.target(hyper)
 

@@ -40,7 +40,7 @@ class IVONSettings:
     temperature: ``T``.
     """
 
-    steps: int = 500
+    steps: int = 300
     learning_rate: float = 0.1
     batch_size: int | None = None
     num_samples: int = 1
@@ -82,7 +82,7 @@ def ivon(joint: LogJoint, start: MeanField, generator: torch.Generator, settings
     draws, warmup = 2 * settings.num_samples, max(1, settings.steps // 20)
     for step, rows in enumerate(minibatches(N, settings.batch_size, settings.steps, generator)):
         sd = (ess * (h + decay)).rsqrt()
-        white = antithetic_normals(draws * K, *m.shape, generator, m).unflatten(0, (draws, K))
+        white = antithetic_normals(draws * K, K, m.shape[1], generator, m).unflatten(0, (draws, K))
         gradients = joint.likelihood_value_and_gradient((m + sd * white).flatten(0, 1), rows)[1]
         gradients = gradients.unflatten(0, (draws, K)) / -N
         # E[g e] = E[Hessian] sd (Stein): over a pair of opposite draws what is even in e cancels.

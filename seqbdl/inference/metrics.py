@@ -27,7 +27,7 @@ class Metric(Protocol):
 
     @property
     def typical(self) -> float:
-        """The mass of most weights: a prior of unit scale alone moves them ``sqrt(typical)`` slower than a unit mass would."""
+        """The mass of most weights over their prior precision, squared periods of what only the prior determines."""
 
     def solve(self, g: Tensor) -> Tensor:
         """``M^{-1} g``, ``S x P``."""
@@ -43,13 +43,17 @@ class Metric(Protocol):
 class DiagonalMetric:
     """Attributes:
     mass: ``P`` or ``S x P``, the diagonal of ``M``.
+    precision: Of the prior, ``S x P``; ``None``: one.
+    additive: Whether the mass is a prior precision of one plus what the data add.
     """
 
     mass: Tensor
+    precision: Tensor | None = None
+    additive: bool = False
 
     @property
     def typical(self) -> float:
-        return float(self.mass.median())
+        return float((self.mass if self.precision is None else self.mass / self.precision).median())
 
     def solve(self, g: Tensor) -> Tensor:
         return g / self.mass
@@ -160,7 +164,7 @@ def diagonal_metric(joint: LogJoint, z: Tensor, generator: torch.Generator, prob
         for _ in range(probes):
             signs = normals(f.shape, generator, f).sign() * weights.sqrt()
             total = total + back(apply_root(root, signs)).to(z).square().mean(0)
-    return DiagonalMetric(1.0 + total / probes)
+    return DiagonalMetric(1.0 + total / probes, additive=True)
 
 
 def normals(shape: torch.Size | tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

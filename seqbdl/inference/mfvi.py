@@ -40,8 +40,8 @@ class MFVISettings:
     temperature: ``T``.
     """
 
-    steps: int = 300
-    learning_rate: float = 0.05
+    steps: int = 200
+    learning_rate: float = 0.08
     batch_size: int | None = None
     estimator: str = "local"
     num_samples: int = 1
@@ -101,7 +101,7 @@ def elbo(joint: LogJoint, q: MeanField, num_samples: int, generator: torch.Gener
 
     The uniform mixture of the components has a bound at least as large as their mean (its entropy is no less).
     """
-    white = antithetic_normals(num_samples * q.num_components, *q.mean.shape, generator, q.mean)
+    white = antithetic_normals(num_samples * q.num_components, q.num_components, q.num_params, generator, q.mean)
     with torch.no_grad():
         fit = joint.log_likelihood(q.draws(white)).unflatten(0, (num_samples, -1)).mean(0)
         return fit - _divergence(q, joint.prior, gaussian_of(joint.prior, q), num_samples, generator)
@@ -113,7 +113,7 @@ def _expected_log_likelihood(
     """``K``, an unbiased estimate."""
     count = settings.num_samples
     if settings.estimator == "weights":
-        white = antithetic_normals(2 * count * q.num_components, *q.mean.shape, generator, q.mean)
+        white = antithetic_normals(2 * count * q.num_components, q.num_components, q.num_params, generator, q.mean)
         return joint.log_likelihood(q.draws(white), rows).unflatten(0, (2 * count, -1)).mean(0)
     assert isinstance(joint.network, MLP)
     X, Y, noise, factor = joint.rows(rows)
@@ -127,5 +127,5 @@ def _divergence(q: MeanField, prior: Prior, gaussian: MeanField | None, num_samp
     """``KL(q || prior)``, ``K``: exact, or estimated with weight draws."""
     if gaussian is not None:
         return q.kl(gaussian)
-    white = antithetic_normals(2 * num_samples * q.num_components, *q.mean.shape, generator, q.mean)
+    white = antithetic_normals(2 * num_samples * q.num_components, q.num_components, q.num_params, generator, q.mean)
     return -q.entropy - prior.log_prob(q.draws(white)).unflatten(0, (2 * num_samples, -1)).mean(0)

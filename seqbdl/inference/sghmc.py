@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from seqbdl.inference.chains import ChainResult, Record, Target, batch_share, check_finite, largest_curvature
+from seqbdl.inference.chains import ChainResult, Record, Target, batch_share, check_stable, largest_curvature, lowest
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import minibatches
 from seqbdl.inference.metrics import DiagonalMetric, Metric
@@ -118,24 +118,27 @@ def sghmc(
             the target.
 
     Raises:
-        DivergedError: A chain has left the finite numbers: the step size was too large.
+        DivergedError: A chain has exploded: the step size was too large.
     """
-    hyper = None if gibbs is None else gibbs.begin(start)
+    hyper = None if gibbs is None else gibbs.begin(start, generator)
+    base = metric
     if gibbs is not None and hyper is not None:
-        target = gibbs.target(hyper)
+        target, metric = gibbs.target(hyper), gibbs.metric(base, hyper)
     total = settings.warmup + settings.samples * settings.thinning
     batches = minibatches(target.num_rows, settings.batch_size, total + 1, generator)
-    z, gradient = start, target.value_and_gradient(start, batches[0])[1]
+    z = start
+    value, gradient = target.value_and_gradient(z, batches[0])
+    floor = lowest(value, z, target)
     scale = GradientScale.begin(gradient)
     if settings.adaptive:
-        metric = scale.metric()
+        metric = base = scale.metric()
     step, C = step_and_friction(target, z, metric, generator, settings)
     T = settings.temperature
     v, record = T**0.5 * metric.draw(z, generator), Record(gibbs)
     for number in range(1, total + 1):
         if settings.adaptive and number <= settings.warmup:
             scale = scale.update(gradient)
-            metric = scale.metric()
+            metric = base = scale.metric()
             if number == settings.warmup:
                 step, C = step_and_friction(target, z, metric, generator, settings)
         h = step[:, None]
@@ -143,12 +146,14 @@ def sghmc(
         v = (1 - C) * v + h * metric.solve(gradient) + noise.sqrt() * metric.draw(z, generator)
         z = z + h * v
         keep = (number - settings.warmup) % settings.thinning == 0
+        if keep and gibbs is not None and hyper is not None:
+            hyper = gibbs.draw(z, hyper, generator)
+            target, before, metric = gibbs.target(hyper), metric, gibbs.metric(base, hyper)
+            if metric is not before:  # momenta belong to masses
+                v = T**0.5 * metric.draw(z, generator)
+        value, gradient = target.value_and_gradient(z, batches[number])
         if keep:
-            check_finite(z, number, step)
-            if gibbs is not None and hyper is not None:
-                hyper = gibbs.draw(z, hyper, generator)
-                target = gibbs.target(hyper)
-        gradient = target.value_and_gradient(z, batches[number])[1]
+            check_stable(value, floor, number, step)
         if keep and number > settings.warmup:
             record.add(z, gradient, hyper, kinetic=(1 - 0.5 * C[:, 0]) * metric.square(v) / z.shape[1])
     return record.result(step)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqbdl.inference.chains import ChainResult, Record, Target, batch_share, check_finite, largest_curvature
+from seqbdl.inference.chains import ChainResult, Record, Target, batch_share, check_stable, largest_curvature, lowest
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.log_joint import minibatches
 from seqbdl.inference.metrics import DiagonalMetric, Metric
@@ -68,17 +68,20 @@ def sgld(
             the target.
 
     Raises:
-        DivergedError: A chain has left the finite numbers: the step size was too large.
+        DivergedError: A chain has exploded: the step size was too large.
     """
-    hyper = None if gibbs is None else gibbs.begin(start)
+    hyper = None if gibbs is None else gibbs.begin(start, generator)
+    base = metric
     if gibbs is not None and hyper is not None:
-        target = gibbs.target(hyper)
+        target, metric = gibbs.target(hyper), gibbs.metric(base, hyper)
     total = settings.warmup + settings.samples * settings.thinning
     batches = minibatches(target.num_rows, settings.batch_size, total + 1, generator)
-    z, gradient = start, target.value_and_gradient(start, batches[0])[1]
+    z = start
+    value, gradient = target.value_and_gradient(z, batches[0])
+    floor = lowest(value, z, target)
     squares = (gradient / max(1, target.num_rows)).square()
     if settings.rmsprop is not None:
-        metric = DiagonalMetric(1e-5 + squares.sqrt())
+        metric = base = DiagonalMetric(1e-5 + squares.sqrt())
     if settings.learning_rate is None:
         curvature = largest_curvature(target, z, metric, generator)
         step = settings.caution * batch_share(target, settings.batch_size) / curvature
@@ -88,15 +91,15 @@ def sgld(
     for number in range(1, total + 1):
         if settings.rmsprop is not None and number <= settings.warmup:
             squares = torch.lerp((gradient / max(1, target.num_rows)).square(), squares, settings.rmsprop)
-            metric = DiagonalMetric(1e-5 + squares.sqrt())
+            metric = base = DiagonalMetric(1e-5 + squares.sqrt())
         z = z + rate * metric.solve(gradient) + (2 * settings.temperature * rate).sqrt() * metric.draw(z, generator)
         keep = (number - settings.warmup) % settings.thinning == 0
+        if keep and gibbs is not None and hyper is not None:
+            hyper = gibbs.draw(z, hyper, generator)
+            target, metric = gibbs.target(hyper), gibbs.metric(base, hyper)
+        value, gradient = target.value_and_gradient(z, batches[number])
         if keep:
-            check_finite(z, number, step)
-            if gibbs is not None and hyper is not None:
-                hyper = gibbs.draw(z, hyper, generator)
-                target = gibbs.target(hyper)
-        gradient = target.value_and_gradient(z, batches[number])[1]
+            check_stable(value, floor, number, step)
         if keep and number > settings.warmup:
             record.add(z, gradient, hyper)
     return record.result(step)

@@ -31,6 +31,7 @@ class FSVISurrogate(VariationalSurrogate):
 
     Args:
         network: Hidden widths, a module, or a factory.
+        num_components: ``K``.
         num_context: Context points over the unit cube.
         max_context: Rows among the context points, at most: beyond, a random sample of them, and there is no bound on the
             evidence.
@@ -45,11 +46,13 @@ class FSVISurrogate(VariationalSurrogate):
 
     name = "fsvi"
     carries = "the mean-field Gaussian of every component; its function moments at stored points and the new rows are the prior"
+    default_share = 0.5
 
     def __init__(
         self,
         *args: Any,
         network: NetworkSpec = (32,),
+        num_components: int = 16,
         num_context: int = 32,
         max_context: int = 256,
         nugget: float = 1e-4,
@@ -60,7 +63,7 @@ class FSVISurrogate(VariationalSurrogate):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, network=network, **kwargs)
+        super().__init__(*args, network=network, num_components=num_components, **kwargs)
         if num_context < 1 or max_context < 1:
             raise InvalidOptionError(f"num_context={num_context} and max_context={max_context} must be at least 1")
         if not nugget > 0:

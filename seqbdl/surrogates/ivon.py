@@ -31,7 +31,7 @@ class IVONSurrogate(VariationalSurrogate):
         self,
         *args: Any,
         network: NetworkSpec = (16,),
-        steps: int = 500,
+        steps: int = 300,
         learning_rate: float = 0.1,
         batch_size: int | None = None,
         num_samples: int = 1,

@@ -88,7 +88,7 @@ class MCDropoutSurrogate(ParticleSurrogate):
     def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
         known_noise = self._Yvar is not None or self.fixed_noise is not None or not self._lik.has_noise
         self._choose(X, Y, variance, known_noise)
-        if bool((Y == Y[:1]).all()):  # at the mode of a constant all weights are zero, and masks would change nothing
+        if bool((Y[:1] == Y).all()):  # at the mode of a constant all weights are zero, and masks would change nothing
             self._from = 1
         joint = LogJoint(self._network, self._lik, get_prior("gaussian"), X, Y, variance)
         start = self._modes(X, Y, variance)[self._from : self._from + 1]

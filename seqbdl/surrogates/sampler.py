@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.inference.adam import AdamSettings, adam, gradient_of
+from seqbdl.inference.adam import AdamSettings, adam
 from seqbdl.inference.chains import ChainResult, largest_curvature
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.gibbs import Gibbs
@@ -19,7 +19,7 @@ from seqbdl.inference.log_joint import LogJoint
 from seqbdl.inference.metrics import Metric, diagonal_metric, gauss_newton_metric
 from seqbdl.inference.observations import Joined, Labels, Observations, Remembered, Squares
 from seqbdl.networks import MLP
-from seqbdl.priors import PRIORS
+from seqbdl.priors import PRIORS, HorseshoePrior
 from seqbdl.surrogates.network_prior import standard_normal
 from seqbdl.surrogates.particle import ParticleSurrogate, _systematic
 
@@ -35,6 +35,7 @@ MAX_JACOBIAN = 50_000_000
 _NEARLY_LINEAR = 2.0
 """Largest curvature in units of the Gauss-Newton matrix up to which a network passes for linear. At 100, a usual value where
 the noise is small, the Jacobian changes along the way, and steps are as short as with a diagonal at twice the cost."""
+_BATCHES = AdamSettings(steps=1000, learning_rate=1e-2, batch_size=256)
 _REPORTED_ROWS, _REPORTED_WEIGHTS = 512, 100
 
 
@@ -71,10 +72,10 @@ class ChainReport:
 class SamplerSurrogate(ParticleSurrogate):
     """States of Markov chains, spread evenly over chains and over time after warm-up.
 
-    Chains start from randomize-then-optimize samples, so that they are in the typical set from the first step and spread
-    over modes. They do not cross between modes: compare :attr:`report`'s function values between chains before you claim
-    convergence. ``update`` re-weights the particles by the new likelihood; where fewer than half of them would carry the
-    weight, chains move on under the likelihood of the remembered and the new rows.
+    Chains start from randomize-then-optimize samples, so that they are near the typical set from the first step and spread
+    over modes. How far they move from there is a matter of time: compare :attr:`report`'s function values between chains
+    before you claim convergence. ``update`` re-weights the particles by the new likelihood; where fewer than half of them
+    would carry the weight, chains move on under the likelihood of the remembered and the new rows.
 
     Args:
         num_members: Particles kept.
@@ -113,6 +114,10 @@ class SamplerSurrogate(ParticleSurrogate):
         if precision not in PRECISIONS:
             raise InvalidOptionError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
         self._is_gaussian = getattr(self._weight_prior, "name", "") == "gaussian"
+        if preconditioner == "gauss-newton" and isinstance(self._weight_prior, HorseshoePrior):
+            raise InvalidOptionError(
+                'preconditioner="gauss-newton": the horseshoe gives every weight its own mass; use "diagonal"'
+            )
         if sample_scales and not self._is_gaussian:
             raise InvalidOptionError("sample_scales=True: the precisions are conjugate to prior='gaussian' only; use that")
         self.num_chains = num_chains
@@ -153,7 +158,10 @@ class SamplerSurrogate(ParticleSurrogate):
         begin = anchors
         if warm:  # the nearest of what is known: chains start where the last posterior was
             begin = self._z[torch.linspace(0, self.num_members - 1, self.num_chains).long()].to(X.device)
-        start = self._descend(X, self._observe(Y, variance), anchors, begin)
+        if self._is_dense(X.shape[0]):
+            start = minimize(self._network, X, self._observe(Y, variance), anchors, begin, self._descent).z
+        else:
+            start = self._descend_by_batches(X, Y, variance, anchors, begin)
         return self._sample(X, Y, variance, start)
 
     def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,40 +180,49 @@ class SamplerSurrogate(ParticleSurrogate):
         X_old, Y_old, variance_old = self._memory
         both = Joined(self._remembered(z), self._observe(Y, variance), X_old.shape[0])
         rows = torch.cat([X_old, X])
-        start = self._descend(rows, both, z, z)
+        start = z
+        if self._is_dense(rows.shape[0]):
+            start = minimize(self._network, rows, both, z, z, self._descent).z
         self._row_weights = torch.cat([self._row_weights, X.new_ones(X.shape[0])])
         return self._sample(rows, torch.cat([Y_old, Y]), torch.cat([variance_old, variance]), start)
 
     def _observe(self, Y: Tensor, variance: Tensor) -> Observations:
-        """What pulls the starts of the chains: Gaussian targets with their own noise for every chain, or labels."""
+        """What pulls the starts of the chains."""
         if self._lik.name != "gaussian":
             return Labels(self._lik, Y, variance)
+        return Squares(self._randomized(Y, variance), variance)
+
+    def _randomized(self, Y: Tensor, variance: Tensor) -> Tensor:
+        """Gaussian targets with noise of their own for every chain, ``S x n x m``; labels as they are."""
+        if self._lik.name != "gaussian":
+            return Y
         white = standard_normal(self.num_chains, *Y.shape, generator=self.generator, like=Y)
-        return Squares(Y + variance.sqrt() * white, variance)
+        return Y + variance.sqrt() * white
 
-    def _descend(self, X: Tensor, observations: Observations, anchors: Tensor, begin: Tensor) -> Tensor:
-        """Minimizers of misfit and squared distance from the anchors, one per chain."""
-        if self._is_dense(X.shape[0]):
-            return minimize(self._network, X, observations, anchors, begin, self._descent).z
+    def _descend_by_batches(self, X: Tensor, Y: Tensor, variance: Tensor, anchors: Tensor, begin: Tensor) -> Tensor:
+        """What :meth:`_infer` does by Gauss-Newton, by Adam."""
+        targets = self._randomized(Y, variance)
+        joint = self._evaluated(LogJoint(self._network, self._lik, self._weight_prior, X, targets, variance))
 
-        def loss(z: Tensor, rows: Tensor | None) -> Tensor:
-            return observations.misfit(self._network.forward(z, X)) + 0.5 * (z - anchors).square().sum(-1)
+        def gradient(z: Tensor, rows: Tensor | None) -> Tensor:
+            return (z - anchors) - joint.likelihood_value_and_gradient(z, rows)[1]
 
-        settings = AdamSettings(steps=300, learning_rate=2e-2)
-        return adam(gradient_of(loss), begin, X.shape[0], settings, self.generator)
+        return adam(gradient, begin, X.shape[0], _BATCHES, self.generator)
+
+    def _evaluated(self, joint: LogJoint) -> LogJoint:
+        """In the precision that was asked for."""
+        single = self.precision == "float32" or (self.precision == "auto" and isinstance(self._network, MLP))
+        return joint.to(torch.float32) if single else joint
 
     def _is_dense(self, rows: int) -> bool:
         """Whether N x N algebra is affordable."""
-        if self.preconditioner != "auto":
-            return self.preconditioner == "gauss-newton"
         if isinstance(self._network, MLP):
             return rows * self.num_latents <= MAX_DENSE_ROWS
         return self.num_chains * rows * self.num_latents * self._network.num_params <= MAX_JACOBIAN
 
     def _sample(self, X: Tensor, Y: Tensor, variance: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         joint = LogJoint(self._network, self._lik, self._weight_prior, X, Y, variance, self._row_weights)
-        if self.precision == "float32" or (self.precision == "auto" and isinstance(self._network, MLP)):
-            joint = joint.to(torch.float32)
+        joint = self._evaluated(joint)
         noise = None if self._noise_is_known else (_NOISE_SHAPE, X.new_full((self.output_dim,), _NOISE_SHAPE - 1.0))
         gibbs = Gibbs(joint, noise, _SCALE_PRIOR if self.sample_scales else None)
         metric = self._metric(joint, start, self._is_dense(X.shape[0]))
@@ -227,9 +244,9 @@ class SamplerSurrogate(ParticleSurrogate):
         """The mass matrix of the option ``preconditioner``."""
         if self.preconditioner == "gauss-newton":
             return gauss_newton_metric(joint, start, self.generator)
-        if self.preconditioner == "auto" and dense:
+        if self.preconditioner == "auto" and dense and not isinstance(self._weight_prior, HorseshoePrior):
             metric = gauss_newton_metric(joint, start, self.generator)
-            if largest_curvature(joint, start, metric, self.generator).median() < _NEARLY_LINEAR:
+            if largest_curvature(joint, start, metric, self.generator, iterations=4).median() < _NEARLY_LINEAR:
                 return metric
         return diagonal_metric(joint, start, self.generator)
 

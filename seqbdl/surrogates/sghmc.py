@@ -63,5 +63,5 @@ class SGHMCSurrogate(StochasticGradientSurrogate):
 
     def _metric(self, joint: LogJoint, start: Tensor, dense: bool) -> Metric:
         if self.preconditioner in ("adaptive", "identity"):
-            return DiagonalMetric(torch.ones_like(start[0]))
+            return DiagonalMetric(torch.ones_like(start[0]), additive=True)
         return super()._metric(joint, start, dense)

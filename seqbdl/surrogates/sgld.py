@@ -17,7 +17,8 @@ from seqbdl.surrogates.stochastic_gradient import StochasticGradientSurrogate
 
 class SGLDSurrogate(StochasticGradientSurrogate):
     """Langevin steps on (mini-batch) gradients, without rejections (Welling and Teh 2011); see :mod:`seqbdl.inference.sgld`
-    for the convention of the step size and its bias.
+    for the convention of the step size and its bias. Where the noise is small, steps are so short that chains stay near their
+    starts: hence many chains.
 
     Args:
         warmup: Steps thrown away.
@@ -30,8 +31,10 @@ class SGLDSurrogate(StochasticGradientSurrogate):
     name = "sgld"
     preconditioners: ClassVar[tuple[str, ...]] = ("auto", "gauss-newton", "diagonal", "rmsprop", "identity")
 
-    def __init__(self, *args: Any, warmup: int = 200, samples: int | None = None, thinning: int = 100, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args: Any, num_chains: int = 32, warmup: int = 100, samples: int | None = None, thinning: int = 50, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, num_chains=num_chains, **kwargs)
         self.samples = self._states_per_chain(samples, warmup=warmup, thinning=thinning)
         self.warmup, self.thinning = warmup, thinning
 
@@ -50,5 +53,5 @@ class SGLDSurrogate(StochasticGradientSurrogate):
 
     def _metric(self, joint: LogJoint, start: Tensor, dense: bool) -> Metric:
         if self.preconditioner in ("rmsprop", "identity"):
-            return DiagonalMetric(torch.ones_like(start[0]))
+            return DiagonalMetric(torch.ones_like(start[0]), additive=True)
         return super()._metric(joint, start, dense)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class VariationalSurrogate(ParticleSurrogate):
     Args:
         num_members: Functions: weight draws, spread evenly over the components in pairs of opposite deviation.
         num_components: ``K``.
-        anchor_share: ``r``; ``None``: 1/2 under the Gaussian prior. Others cannot be split; there it is 0, and components
-            differ by where they start.
+        anchor_share: ``r``; ``None``: :attr:`default_share` under the Gaussian prior. Others cannot be split; there it is 0,
+            and components differ by where they start.
         max_iterations: Gauss-Newton steps to each component's start, its mode.
         temperature: Factor on the divergence from the prior. 1: Bayes' rule.
         log_evidence: After ``fit``, the evidence lower bound (estimated from weight draws); after ``update`` there is none.
@@ -45,12 +45,14 @@ class VariationalSurrogate(ParticleSurrogate):
 
     carries = "the mean-field Gaussian of every component, which becomes its prior"
     update_tolerance = 1.0
+    default_share: ClassVar[float] = 0.7
+    """Of the values tried on two functions of 2 and 6 inputs with 50 and 200 rows, that whose bounds were largest."""
 
     def __init__(
         self,
         *args: Any,
         num_members: int = 64,
-        num_components: int = 16,
+        num_components: int = 32,
         anchor_share: float | None = None,
         max_iterations: int = 30,
         temperature: float = 1.0,
@@ -69,7 +71,7 @@ class VariationalSurrogate(ParticleSurrogate):
         if not temperature > 0:
             raise InvalidOptionError(f"temperature={temperature} must be positive")
         self.num_components = num_components
-        self.anchor_share = (0.5 if gaussian else 0.0) if anchor_share is None else anchor_share
+        self.anchor_share = (self.default_share if gaussian else 0.0) if anchor_share is None else anchor_share
         self.temperature = temperature
         self.settings = GaussNewtonSettings(max_iterations=max_iterations)
         like = self._prior.noise

@@ -16,7 +16,7 @@ from seqbdl.inference.log_joint import LogJoint
 from seqbdl.inference.metrics import gauss_newton_metric
 from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import ModuleNetwork, Network
-from seqbdl.priors import PRIORS, get_prior
+from seqbdl.priors import get_prior
 
 S = 250
 SETTINGS = HMCSettings(warmup=40, samples=40)
