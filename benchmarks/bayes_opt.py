@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import sys
 import tempfile
@@ -185,7 +186,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
     problems = list(dict.fromkeys(frame["problem"]))
     methods = sorted(frame["method"].unique(), key=lambda m: (m == RANDOM, m == BASELINE, m))
-    colours = dict(zip(methods, plt.get_cmap("tab10").colors, strict=False))
+    colours = dict(zip(methods, itertools.cycle(plt.get_cmap("tab20").colors), strict=False))
     figure, axes = plt.subplots(1, len(problems), figsize=(4.6 * len(problems), 3.8), squeeze=False, layout="constrained")
     for axis, problem in zip(axes[0], problems, strict=True):
         for method in methods:
@@ -215,6 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="for seeds that no design decision has seen")
     parser.add_argument("--out", type=Path, default=RESULTS / "bayes_opt.csv")
     parser.add_argument("--note", default="", help="a remark to stand below the tables")
     parser.add_argument("--report", action="store_true", help="only write table and picture from the measurements")
@@ -229,7 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(report(path, "python benchmarks/bayes_opt.py --quick"))
         return
     if not options.report:
-        measure(options.out, options.problems, options.methods, range(options.seeds))
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        measure(options.out, options.problems, options.methods, seeds)
     print(report(options.out, f"python benchmarks/bayes_opt.py --seeds {options.seeds}", options.note))
 
 
