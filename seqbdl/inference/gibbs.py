@@ -26,6 +26,8 @@ from seqbdl.inference.log_joint import LogJoint
 from seqbdl.inference.metrics import DiagonalMetric, Metric
 from seqbdl.priors import HorseshoePrior, Prior
 
+_FIRST_SWEEPS = 10  # over scales and auxiliary variables of the horseshoe, before the weights move
+
 
 @dataclass(frozen=True)
 class Hyper:
@@ -87,7 +89,11 @@ class Gibbs:
     def begin(self, z: Tensor, generator: torch.Generator) -> Hyper:
         """Multiples and precisions of one for ``z: S x P``; single weights' precisions by their conditional."""
         S = z.shape[0]
-        local = self._local(z, torch.ones_like(z), generator) if self.local else None
+        local = None
+        if self.local:
+            local = torch.ones_like(z)
+            for _ in range(_FIRST_SWEEPS):
+                local = self._local(z, local, generator)
         return Hyper(z.new_ones(S, self.joint.noise.shape[-1]), z.new_ones(S, self.joint.network.num_groups), local)
 
     def _precision(self, hyper: Hyper) -> Tensor:
