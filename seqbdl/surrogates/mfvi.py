@@ -17,7 +17,8 @@ class MFVISurrogate(VariationalSurrogate):
     """Independent Gaussians over the weights, fitted to the evidence lower bound by Adam.
 
     The fit of a mean-field Gaussian worsens as weights outnumber the data: each weight must be sharp for the function to be,
-    at a cost in the bound for every single one, so that wide networks underfit. Hence the small default network; take wider ones for thousands of rows.
+    at a cost in the bound for every single one, so that wide networks underfit. Hence the small default network; take wider
+    ones for thousands of rows.
 
     Args:
         network: Hidden widths, a module, or a factory.
