@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from seqbdl.inference import metrics
 from seqbdl.inference.chains import ChainResult
+from seqbdl.inference.diagonal_hmc import DiagonalHMCSettings, diagonal_hmc
 from seqbdl.inference.gibbs import Gibbs
 from seqbdl.inference.hmc import HMCSettings, hmc
 from seqbdl.inference.log_joint import LogJoint
 from seqbdl.inference.metrics import gauss_newton_metric
 from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import ModuleNetwork, Network
-from seqbdl.priors import get_prior
+from seqbdl.priors import PRIORS, get_prior
 
 S = 250
 SETTINGS = HMCSettings(warmup=40, samples=40)
@@ -167,3 +168,42 @@ def test_lost_chains_are_counted_and_stay_finite(linear: SimpleNamespace) -> Non
     result = run(joint(network, p.X, p.Y, p.variance), 3 * linear.normals(6, network.num_params), settings)
     assert bool(result.z.isfinite().all())
     assert result.divergences > 0
+
+
+@pytest.mark.parametrize("prior", [name for name in PRIORS if name != "horseshoe"])  # that one is sampled with its scales
+def test_logistic_regression_against_quadrature(prior: str, linear: SimpleNamespace) -> None:
+    """Two weights: a likelihood whose curvature falls away from the mode, and priors that are not the reference's."""
+    network = ModuleNetwork(nn.Linear(1, 1), 1)
+    X = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
+    Y = (X > 0.4).double()
+    Y[8] = 0.0
+    target = joint(network, X, Y, torch.ones_like(Y), "bernoulli", prior)
+    axis = torch.linspace(-15, 25, 801, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    weight = target(z).softmax(0)
+    mean = weight @ z
+    covariance = (z - mean).T @ ((z - mean) * weight[:, None])
+    start = mean + linear.normals(S, 2) @ torch.linalg.cholesky(covariance).T
+    result = run(target, start, HMCSettings(warmup=40, samples=60))
+    healthy(result)
+    chains = result.z.mean(0)
+    assert bool(((chains.mean(0) - mean).abs() < 4 * chains.std(0) / S**0.5).all())
+    products = ((result.z - mean)[..., :, None] * (result.z - mean)[..., None, :]).mean(0)
+    assert bool(((products.mean(0) - covariance).abs() < 4 * products.std(0) / S**0.5).all())
+
+
+@pytest.mark.parametrize("likelihood", ["heteroscedastic", "categorical", "poisson"])
+def test_other_likelihoods_agree_with_the_plain_sampler(likelihood: str, linear: SimpleNamespace) -> None:
+    """Linear networks with as many outputs as the likelihood has latents; two samplers, one posterior."""
+    latents = {"heteroscedastic": 2, "categorical": 3, "poisson": 1}[likelihood]
+    network = ModuleNetwork(nn.Linear(1, latents), 1, latents)
+    X = torch.linspace(0, 1, 10, dtype=torch.float64)[:, None]
+    Y = (3 * X).floor().clamp_max(2.0)
+    target = joint(network, X, Y, torch.full_like(Y, 0.3), likelihood)
+    start = 0.5 * linear.normals(S, network.num_params)
+    ours = run(target, start, HMCSettings(warmup=60, samples=40)).z
+    plain = diagonal_hmc(target, start, generator(1), DiagonalHMCSettings(warmup=60, samples=40)).z
+    for moment in (1, 2):
+        a, b = ours.pow(moment).mean(0), plain.pow(moment).mean(0)
+        error = ((a.var(0) + b.var(0)) / S).sqrt()
+        assert bool(((a.mean(0) - b.mean(0)).abs() < 4.5 * error).all())
