@@ -11,9 +11,7 @@ from torch import Tensor
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import infinite_width
 from seqbdl.inference.fsvi import FSVISettings, FunctionPrior, fsvi, fsvi_bound, function_moments
-from seqbdl.inference.gauss_newton import minimize
 from seqbdl.inference.log_joint import LogJoint
-from seqbdl.inference.observations import Labels
 from seqbdl.posteriors.mean_field import MeanField
 from seqbdl.surrogates.network_prior import NetworkSpec
 from seqbdl.surrogates.variational import VariationalSurrogate
@@ -75,7 +73,7 @@ class FSVISurrogate(VariationalSurrogate):
 
     def _modes(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
         # Nearest to a random network of full size, whose function is that component's share of the prior.
-        return minimize(self._network, X, Labels(self._lik, Y, variance), self._starts, self._starts, self.settings).z
+        return self._nearest(X, Y, variance, self._starts, 1.0)
 
     def _learn(self, joint: LogJoint, start: MeanField) -> MeanField:
         spread = torch.rand(self.num_context, self.input_dim, generator=self.generator, dtype=torch.float64)

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
+from seqbdl.inference.gauss_newton import GaussNewtonSettings
 from seqbdl.inference.log_joint import LogJoint
+from seqbdl.inference.members import FitSettings, fit_members
 from seqbdl.inference.mfvi import elbo, gaussian_of
-from seqbdl.inference.observations import Labels
+from seqbdl.inference.observations import Randomized
 from seqbdl.posteriors.mean_field import MeanField, antithetic_normals
 from seqbdl.surrogates.network_prior import standard_normal
 from seqbdl.surrogates.particle import ParticleSurrogate
 
 _ELBO_SAMPLES = 32  # weight draws per component
 _ENTRIES = 4_000_000  # of a block of Jacobian rows: 32 MB
+_GAUSS_NEWTON_SIZE = 400  # of its matrices; beyond, components begin where Adam ends
+_GAUSS_NEWTON_ENTRIES = 2**26  # of the Jacobians of all components: half a gigabyte
 
 
 class VariationalSurrogate(ParticleSurrogate):
@@ -38,7 +41,7 @@ class VariationalSurrogate(ParticleSurrogate):
         num_components: ``K``.
         anchor_share: ``r``; ``None``: :attr:`default_share` under the Gaussian prior. Others cannot be split; there it is 0,
             and components differ by where they start.
-        max_iterations: Gauss-Newton steps to each component's start, its mode.
+        max_iterations: Gauss-Newton steps to each component's start, its mode (Adam's, where rows and weights are many).
         temperature: Factor on the divergence from the prior. 1: Bayes' rule.
         log_evidence: After ``fit``, the evidence lower bound (estimated from weight draws); after ``update`` there is none.
     """
@@ -111,8 +114,17 @@ class VariationalSurrogate(ParticleSurrogate):
 
     def _modes(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
         """Where the means begin, ``K x P``: the mode of every component given its anchor."""
-        anchors, precision = self._prior_components().mean, 1.0 / (1.0 - self.anchor_share)
-        return minimize(self._network, X, Labels(self._lik, Y, variance), anchors, self._starts, self.settings, precision).z
+        return self._nearest(X, Y, variance, self._prior_components().mean, 1.0 / (1.0 - self.anchor_share))
+
+    def _nearest(self, X: Tensor, Y: Tensor, variance: Tensor, anchors: Tensor, precision: float) -> Tensor:
+        """The fits nearest to the anchors, ``K x P``, from the random starts on."""
+        rows = X.shape[0] * self.num_latents
+        # Gauss-Newton factorizes matrices of rows or of weights, whichever are fewer.
+        few = min(rows, self._network.num_params) <= _GAUSS_NEWTON_SIZE
+        affordable = rows * self._starts.numel() <= _GAUSS_NEWTON_ENTRIES
+        settings = FitSettings("gauss-newton" if few and affordable else "adam", self.settings)
+        seen = Randomized(self._lik, Y, variance)
+        return fit_members(self._network, X, seen, anchors, self._starts, self.generator, settings, precision)
 
     def _start(self, joint: LogJoint, means: Tensor) -> MeanField:
         """Around ``means: K x P``, with the variances that are optimal were the network linear there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
 from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
-_NOISE_ROWS = 1000  # rows at most that the noise is tuned on
+_EVIDENCE_ROWS = 512  # at most, a random sample, that set scales and noise
+_ALL_ROWS = 1000  # that features are learned on at once; beyond, in batches
+_BATCH = 256
 
 
 class VBLLSurrogate(GaussianSurrogate):
@@ -36,7 +39,7 @@ class VBLLSurrogate(GaussianSurrogate):
         num_networks: Networks whose last hidden layers are stacked.
         steps: Adam steps for the features; 0: random features.
         learning_rate: Of the first step.
-        batch_size: Rows per step; ``None``: all.
+        batch_size: Rows per step; ``None``: all up to 1,000, 256 beyond.
         noise_rows: Rows that the estimate of the noise by the infinite-width evidence counts for, when each output's is
             learned.
         scales: Known variances of the network's layers (see :class:`NetworkBuilder`).
@@ -90,17 +93,21 @@ class VBLLSurrogate(GaussianSurrogate):
         return hidden.movedim(0, -2).flatten(-2) / z.shape[0] ** 0.5
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        self._prior = self._builder.learn(X, Y, noise, None if self._X is None else self._prior, likelihood=self._lik)
+        some = torch.randperm(X.shape[0], generator=self.generator)[:_EVIDENCE_ROWS].sort().values.to(X.device)
+        known = noise if noise is None or noise.shape[0] == 1 else noise[some]
+        self._prior = self._builder.learn(X[some], Y[some], known, self._prior, likelihood=self._lik)
         self._network = self._builder.build(self._prior)
         self._start = self._start.to(X.device)
         with torch.no_grad():
             self._learned_noise = self._prior.noise
             if noise is None and self._lik.name == "gaussian":
-                some = torch.randperm(X.shape[0], generator=self.generator)[:_NOISE_ROWS].to(X.device)
                 random = self._features(self._start, X[some])
                 self._learned_noise = tune_noise(random, Y[some], self._prior.noise, self.noise_rows)
             variance = self._variance(X, self._learned_noise if noise is None else noise)
-            self._z = learn_features(self._features, self._start, X, self._lik, Y, variance, self.generator, self.descent)
+            descent = self.descent
+            if descent.batch_size is None and X.shape[0] > _ALL_ROWS:
+                descent = replace(descent, batch_size=_BATCH)
+            self._z = learn_features(self._features, self._start, X, self._lik, Y, variance, self.generator, descent)
             phi = self._features(self._z, X)
             prior = prior_head(phi.shape[1], self.num_latents, X)
             self._head, self._bound = absorb(prior, phi, self._lik, Y, variance)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import seqbdl
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.fsvi import function_moments
+from seqbdl.surrogates import variational
 from seqbdl.surrogates.fsvi import FSVISurrogate
 from seqbdl.surrogates.variational import VariationalSurrogate, gauss_newton_diagonals
 
@@ -124,6 +125,14 @@ def test_user_modules_and_mini_batches(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     batched = make(name, batch_size=10, steps=150).fit(X, Y)
     assert (batched.predict(X).mean - Y).square().mean() < 0.25 * Y.var()
+
+
+def test_many_rows_start_from_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows and weights are too many for Gauss-Newton, starts are as good."""
+    X, Y = data()
+    monkeypatch.setattr(variational, "_GAUSS_NEWTON_SIZE", 10)
+    surrogate = make("ivon").fit(X, Y)
+    assert (surrogate.predict(X).mean - Y).square().mean() < 0.25 * Y.var()
 
 
 @pytest.mark.parametrize("prior", ["laplace", "student-t", "horseshoe"])

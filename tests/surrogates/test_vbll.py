@@ -100,6 +100,16 @@ def test_options_work(options: dict[str, Any]) -> None:
     assert (surrogate.predict(X[40:]).mean - Y[40:]).square().mean() < 0.25 * Y.var()
 
 
+def test_many_rows() -> None:
+    """Features from mini-batches, scales from a sample, and a head that knows all rows exactly."""
+    X, Y = data(1100)
+    surrogate = make(network=(8, 8), steps=10, noise=0.0025).fit(X, Y)
+    phi, sd = surrogate.features(X), Y.std()
+    precision = torch.eye(phi.shape[1], dtype=torch.float64) + phi.T @ phi * (sd.square() / 0.0025)
+    torch.testing.assert_close(surrogate._head.factor[0] @ surrogate._head.factor[0].T, precision, rtol=1e-8, atol=1e-8)
+    assert (surrogate.predict(X).mean - Y).square().mean() < 0.1 * Y.var()
+
+
 def test_bad_options_are_refused() -> None:
     for bad in ({"num_networks": 0}, {"steps": -1}, {"learning_rate": 0.0}, {"noise_rows": 0.0}):
         with pytest.raises(InvalidOptionError):
