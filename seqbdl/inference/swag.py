@@ -12,7 +12,8 @@ the mode's by what it does under the posterior.
 
 Mini-batches alone do not move iterates where a network interpolates: there every row's gradient vanishes at the mode (Ma et al.
 2018). So each visit of a row adds Gaussian noise of the Fisher covariance to its score (of Gaussian targets: fresh noise of the
-assumed variance), which makes ``C`` at least ``N / B`` times ``G`` whatever the residuals.
+assumed variance), which makes ``C`` at least ``N / B`` times ``G`` whatever the residuals. Batches are drawn independently:
+within epochs without replacement their noise cancels, and iterates spread about half as far as the equation says.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.inference.log_joint import LogJoint, minibatches
+from seqbdl.inference.log_joint import LogJoint
 from seqbdl.likelihoods import apply_root, whiten_both
 from seqbdl.posteriors.gaussian_weights import GaussianWeights
 from seqbdl.posteriors.operators import Inverse, LowRank
@@ -100,10 +101,9 @@ class SwagPosterior:
 
     def directions(self, n: int, generator: torch.Generator) -> Tensor:
         """``n x M x P`` deviations from the means at ``scale = 1``; one vector of ``K`` normals moves all weights of a
-        draw."""
+        draw. Draws come in pairs of opposite sign, so that averages over an even ``n`` have no error of first order."""
         M, K, P = self.deviations.shape
-        own = torch.randn(n, M, P, generator=generator, dtype=torch.float64).to(self.mean)
-        shared = torch.randn(n, M, K, generator=generator, dtype=torch.float64).to(self.mean)
+        own, shared = _pairs(n, M, P, generator, self.mean), _pairs(n, M, K, generator, self.mean)
         along = torch.einsum("nmk,mkp->nmp", shared, self.deviations) / math.sqrt(K - 1)
         return self.variance.sqrt() * own + along
 
@@ -127,6 +127,12 @@ class SwagPosterior:
         K = self.deviations.shape[1]
         factor = math.sqrt(scale / (K - 1)) * self.deviations[start].T
         return GaussianWeights(self.mean[start], Inverse(LowRank(entries, factor)))
+
+
+def _pairs(n: int, M: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Antithetic standard normals, ``n x M x size``."""
+    half = torch.randn((n + 1) // 2, M, size, generator=generator, dtype=torch.float64).to(like)
+    return torch.stack([half, -half], 1).flatten(0, 1)[:n]
 
 
 class CentredPrior(Prior):
@@ -244,7 +250,9 @@ def _walk(
     count = 0
     steps = settings.burn_in + settings.iterates * settings.spacing
     size = settings.rows_per_step(log_joint.num_rows)
-    for step, rows in enumerate(minibatches(log_joint.num_rows, size, steps, generator)):
+    N = log_joint.num_rows
+    for step in range(steps):
+        rows = torch.randperm(N, generator=generator)[:size].to(z.device) if size < N else None
         velocity = settings.momentum * velocity + _gradient(log_joint, z, rows, settings.score_noise, generator)
         z = z - rate.unsqueeze(-1) * velocity
         if step >= settings.burn_in and (step - settings.burn_in + 1) % settings.spacing == 0:

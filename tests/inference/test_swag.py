@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import swag as module
+from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.log_joint import LogJoint
+from seqbdl.inference.observations import Labels
 from seqbdl.inference.swag import CentredPrior, SwagPosterior, SwagSettings, stationary_rate, swag
 from seqbdl.likelihoods import LIKELIHOODS, get_likelihood
 from seqbdl.networks import ModuleNetwork
@@ -81,15 +83,15 @@ def test_the_path_on_a_quadratic_has_its_stationary_law(momentum: float, linear:
 def test_swag_on_a_quadratic_has_the_covariance_of_the_iterates(linear: SimpleNamespace) -> None:
     """Diagonal: exactly. Low rank: deviations from the running mean, which late in a long path is the mean."""
     p = linear.problem(level=0.3)
-    settings = SwagSettings(burn_in=100, iterates=1500, spacing=10, rank=1000, batch_size=3)
+    settings = SwagSettings(burn_in=100, iterates=800, spacing=5, rank=500, batch_size=3)
     found, iterates = collect(joint_of(p), p.mean.unsqueeze(0), settings)
     empirical = iterates[:, 0].T.cov()
     torch.testing.assert_close(found.variance[0], empirical.diagonal(), rtol=1e-10, atol=0)
     D = found.deviations[0]
     low_rank = D.T @ D / (D.shape[0] - 1)
-    # Both estimate one covariance, from overlapping draws; of 1,000 nearly independent ones entries err by sqrt(2 / 1000).
+    # Both estimate one covariance, from overlapping draws; of 500 nearly independent ones entries err by sqrt(2 / 500).
     scale = empirical.diagonal().sqrt()
-    assert float(((low_rank - empirical) / torch.outer(scale, scale)).abs().max()) < 4 * (2 / 1000) ** 0.5
+    assert float(((low_rank - empirical) / torch.outer(scale, scale)).abs().max()) < 4 * (2 / 500) ** 0.5
 
 
 def test_the_rate_spreads_iterates_as_the_posterior_does(linear: SimpleNamespace) -> None:
@@ -118,11 +120,10 @@ def test_the_rate_spreads_iterates_as_the_posterior_does(linear: SimpleNamespace
     assert float(quiet) <= 0.25 * 2 * 1.9 / float(largest) * (1 + 1e-9)
 
 
-@pytest.mark.xfail(reason="paths spread about half as far as the posterior, 0.5 to 0.54 of the expected misfit")
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_path_finds_no_lower_place_than_the_mode_and_stays_near(likelihood: str, linear: SimpleNamespace) -> None:
-    """The misfit of the iterates lies above the mode's by about half the effective number of parameters, as under the
-    posterior; discretization and curvature that varies cost a factor."""
+    """The misfit of the iterates lies above the mode's by half the effective number of parameters, as under the posterior,
+    to first order in the step: finite steps and a curvature that varies are given a third."""
     lik = get_likelihood(likelihood)
     m = 3 if likelihood == "categorical" else 1
     network = ModuleNetwork(nn.Linear(2, lik.num_latents(m)), 2, lik.num_latents(m))
@@ -131,11 +132,10 @@ def test_a_path_finds_no_lower_place_than_the_mode_and_stays_near(likelihood: st
     truth = linear.normals(1, network.num_params, seed=5)
     Y = lik.sample(network.forward(truth, X)[0], noise, generator(1))
     joint = LogJoint(network, lik, get_prior("gaussian"), X, Y, noise)
-    z = torch.zeros(1, network.num_params, dtype=torch.float64)
-    for _ in range(3000):
-        z = z + 2e-3 * joint.value_and_gradient(z)[1]
-    settings = SwagSettings(burn_in=500, iterates=300, spacing=10)
-    _, iterates = collect(joint, z.expand(4, -1), settings)
+    zero = torch.zeros(1, network.num_params, dtype=torch.float64)
+    z = minimize(network, X, Labels(lik, Y, noise), zero, zero, GaussNewtonSettings(max_iterations=50, tolerance=1e-10)).z
+    settings = SwagSettings(burn_in=150, iterates=20, spacing=15)
+    _, iterates = collect(joint, z.expand(60, -1), settings)
     excess = joint.log_likelihood(z) - joint.log_likelihood(iterates.flatten(0, 1))
     tangents = network.tangents(z, X)
     J = network.jacobian(tangents)[0]
@@ -143,7 +143,7 @@ def test_a_path_finds_no_lower_place_than_the_mode_and_stays_near(likelihood: st
     white = (R.unsqueeze(-1) * J if R.dim() == 2 else R.transpose(-1, -2) @ J).flatten(0, 1)
     values = torch.linalg.eigvalsh(white.T @ white)
     half = 0.5 * float((values / (1 + values)).sum())
-    assert 0.6 * half < float(excess.mean()) < 1.8 * half
+    assert half / 1.33 < float(excess.mean()) < 1.33 * half
 
 
 def test_draws_have_the_covariance_of_the_formula_across_tensors(linear: SimpleNamespace) -> None:
@@ -161,7 +161,9 @@ def test_draws_have_the_covariance_of_the_formula_across_tensors(linear: SimpleN
         covariance = 0.5 * (torch.diag(found.variance[start]) + D.T @ D / 2)
         assert float(covariance.fill_diagonal_(0).abs().max()) > 0.3
         covariance = 0.5 * (torch.diag(found.variance[start]) + D.T @ D / 2)
-        linear.assert_samples(draws[start::2], found.mean[start], covariance)
+        own = draws[start::2]
+        torch.testing.assert_close(own.mean(0), found.mean[start])  # pairs of opposite sign
+        linear.assert_samples(own, found.mean[start], covariance, ess=3000)  # a pair has one square
         gaussian = found.gaussian(start)
         torch.testing.assert_close(torch.linalg.inv(gaussian.precision.dense()), covariance, rtol=1e-9, atol=1e-12)
         density = torch.distributions.MultivariateNormal(found.mean[start], covariance).log_prob(draws[:5])
