@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.inference.adam import AdamSettings, adam, gradient_of
-from seqbdl.inference.hypermodel import curvature_at_mean
+from seqbdl.inference.hypermodel import mean_curvature
 from seqbdl.inference.indexed import IndexedFunction, draw_indices, targets
 from seqbdl.inference.lbfgs import DEFAULT, LBFGSSettings, lbfgs
 from seqbdl.inference.observations import Observations
@@ -163,10 +163,10 @@ def fit_epinet(
     precondition = None
     if epinet.skip:
         head = LinearHead(lambda _: features, epinet.input_dim, epinet.num_features, epinet.num_latents)
-        inverse = curvature_at_mean(head, X, observations, offset, epinet.skip_weights(start))
+        curvature = mean_curvature(head, X, observations, offset, epinet.skip_weights(start))
 
         def precondition(v: Tensor) -> Tensor:
-            skip = inverse(epinet.skip_weights(v)).flatten()
+            skip = curvature.inverse_times(epinet.skip_weights(v)).flatten()
             return free * torch.cat([skip, v[k:]])
 
     return lbfgs(objective, start, settings, precondition).x

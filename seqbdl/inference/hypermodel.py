@@ -12,7 +12,8 @@ For many rows, mini-batches with fresh indices at every step (Adam) do the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from seqbdl.inference.indexed import IndexedFunction, draw_indices, targets
 from seqbdl.inference.lbfgs import DEFAULT, LBFGSSettings, lbfgs
 from seqbdl.inference.observations import Observations
 from seqbdl.likelihoods import Likelihood, apply_root, apply_root_transposed, whiten_both
-from seqbdl.networks import Network
+from seqbdl.networks import Network, Tangents
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
+
+_SINGLE = 1e5  # information of a row about the weights, in units of the prior's, up to which values in float32 serve
 
 
 def generated_weights(theta: Tensor, indices: Tensor) -> Tensor:
@@ -63,22 +66,52 @@ def fit_hypermodel(
     """
     S = indices.shape[0]
     design = torch.cat([torch.ones_like(indices[:, :1]), indices], 1)  # S x (1 + D)
+    curvature = mean_curvature(network, X, observations, offset, start)
+    # The passes through the networks, which are nearly all of the cost, in single precision where it can tell residuals.
+    single = network.matrix_free and float(curvature.kernel.diagonal().max()) < _SINGLE
+    inputs = X.to(torch.float32) if single else X
 
     def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-        f, back = network.pullback(design @ theta, X)
-        f = f + offset
+        values, back = network.pullback((design @ theta).to(inputs), inputs)
+        f = values.to(X) + offset
         pull = apply_root(observations.root(f), observations.whitened_score(f))
         change = theta - anchor
         loss = observations.misfit(f).mean() + 0.5 * change.square().sum()
-        return loss, change - design.T @ back(pull) / S
+        return loss, change - design.T @ back(pull.to(inputs)).to(X) / S
 
-    return lbfgs(objective, start, settings, curvature_at_mean(network, X, observations, offset, start)).x
+    return lbfgs(objective, start, settings, curvature.inverse_times).x
 
 
-def curvature_at_mean(
-    network: Network, X: Tensor, observations: Observations, offset: Tensor, theta: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """``(I + J^T R R^T J)^{-1}`` at the mean weights, for ``... x P`` gradients.
+@dataclass(frozen=True)
+class MeanCurvature:
+    """``I + J^T R R^T J`` for the mean weights.
+
+    Attributes:
+        network: Over whitened weights.
+        tangents: At the mean.
+        root: ``1 x n x l`` or ``1 x n x l x l``, ``R``.
+        kernel: ``(n l) x (n l)``, ``R^T J J^T R``.
+    """
+
+    network: Network
+    tangents: Tangents
+    root: Tensor
+    kernel: Tensor
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        return safe_cholesky(self.kernel + torch.eye(self.kernel.shape[0]).to(self.kernel))
+
+    def inverse_times(self, v: Tensor) -> Tensor:
+        """Of ``k x P`` gradients."""
+        root = self.root.expand(v.shape[0], *self.root.shape[1:])
+        rows = apply_root_transposed(root, self.network.jvp(self.tangents, v))  # k x n x l
+        solved = torch.cholesky_solve(rows.flatten(1).T, self._factor).T.reshape(rows.shape)
+        return v - self.network.vjp(self.tangents, apply_root(root, solved))
+
+
+def mean_curvature(network: Network, X: Tensor, observations: Observations, offset: Tensor, theta: Tensor) -> MeanCurvature:
+    """The Gauss-Newton matrix at the mean.
 
     Args:
         network: Over whitened weights.
@@ -89,16 +122,8 @@ def curvature_at_mean(
     """
     tangents = network.tangents(theta[:1], X)
     root = observations.root(tangents.values + offset).mean(0, keepdim=True)
-    B = whiten_both(root, network.tangent_kernel(tangents, tangents), network.num_outputs)[0]
-    factor = safe_cholesky(B + torch.eye(B.shape[0]).to(B))
-
-    def inverse(v: Tensor) -> Tensor:
-        along = network.jvp(tangents, v)  # (1 + D) x n x l
-        rows = apply_root_transposed(root.expand(v.shape[0], *root.shape[1:]), along)
-        solved = torch.cholesky_solve(rows.flatten(1).T, factor).T.reshape(rows.shape)
-        return v - network.vjp(tangents, apply_root(root.expand(v.shape[0], *root.shape[1:]), solved))
-
-    return inverse
+    kernel = whiten_both(root, network.tangent_kernel(tangents, tangents), network.num_outputs)[0]
+    return MeanCurvature(network, tangents, root, kernel)
 
 
 def train_hypermodel(

@@ -60,7 +60,7 @@ def lbfgs(
         objective: Loss and gradient.
         start: Of any shape.
         settings: When to stop.
-        precondition: A symmetric positive-definite map, near the inverse Hessian; ``None``: the identity.
+        precondition: A linear map, symmetric and positive definite, near the inverse Hessian; ``None``: the identity.
     """
 
     def inverse(v: Tensor) -> Tensor:
@@ -68,10 +68,11 @@ def lbfgs(
 
     x = start
     loss, gradient = objective(x)
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, gradient change, 1 / their product
+    scaled = inverse(gradient)
+    pairs: list[_Pair] = []
     steps = 0
     while steps < settings.max_iterations:
-        direction = -_inverse_times(gradient, pairs, inverse)
+        direction = -_inverse_times(gradient, scaled, pairs)
         slope = _dot(gradient, direction)
         if not bool(slope < 0):
             break
@@ -86,30 +87,50 @@ def lbfgs(
             pairs = []  # what was remembered misleads: once more along the preconditioned gradient
             continue
         steps += 1
+        new_scaled = inverse(new_gradient)
         step, change = fraction * direction, new_gradient - gradient
         product = _dot(step, change)
         if bool(product > 1e-12 * _dot(change, change).sqrt() * _dot(step, step).sqrt()):
-            pairs = [*pairs, (step, change, 1 / product)][-settings.history :]
+            pairs = [*pairs, _Pair(step, change, new_scaled - scaled, 1 / product)][-settings.history :]
         decrease = loss - new_loss
-        x, loss, gradient = x + step, new_loss, new_gradient
+        x, loss, gradient, scaled = x + step, new_loss, new_gradient, new_scaled
         if bool(decrease < settings.tolerance * (1 + loss.abs())):
             break
     return LBFGSResult(x, loss, steps)
 
 
-def _inverse_times(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]], inverse: Callable[[Tensor], Tensor]) -> Tensor:
-    """The two-loop recursion; the preconditioner is scaled to agree with the last pair."""
-    q, shares = gradient, []
-    for step, change, weight in reversed(pairs):
-        share = weight * _dot(step, q)
+@dataclass(frozen=True)
+class _Pair:
+    """Attributes:
+    step: ``s``.
+    change: ``y``, of the gradient.
+    scaled: The preconditioner times ``y``.
+    weight: ``1 / <s, y>``.
+    """
+
+    step: Tensor
+    change: Tensor
+    scaled: Tensor
+    weight: Tensor
+
+
+def _inverse_times(gradient: Tensor, scaled: Tensor, pairs: list[_Pair]) -> Tensor:
+    """The two-loop recursion; the preconditioner is multiplied by what agrees with the last pair.
+
+    The preconditioner is linear, so that its products with ``gradient`` (``scaled``) and with the remembered changes make all
+    others: it is applied once per step.
+    """
+    shares = []
+    for pair in reversed(pairs):
+        share = pair.weight * _dot(pair.step, gradient)
         shares.append(share)
-        q = q - share * change
-    r = inverse(q)
+        gradient, scaled = gradient - share * pair.change, scaled - share * pair.scaled
+    r = scaled
     if pairs:
-        step, change, weight = pairs[-1]
-        r = r / (weight * _dot(change, inverse(change)))
-    for (step, change, weight), share in zip(pairs, reversed(shares), strict=True):
-        r = r + step * (share - weight * _dot(change, r))
+        last = pairs[-1]
+        r = r / (last.weight * _dot(last.change, last.scaled))
+    for pair, share in zip(pairs, reversed(shares), strict=True):
+        r = r + pair.step * (share - pair.weight * _dot(pair.change, r))
     return r
 
 

@@ -25,6 +25,7 @@ class RelativeNetwork(Network):
     def __init__(self, network: Network, start: Tensor) -> None:
         self.network, self.start = network, start
         self.input_dim, self.num_outputs, self.num_params = network.input_dim, network.num_outputs, network.num_params
+        self.matrix_free = network.matrix_free
 
     def _at_start(self, X: Tensor, members: int) -> Tensor:
         values = self.network.forward(self.start.to(X), X)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.inference.adam import AdamSettings
-from seqbdl.inference.hypermodel import curvature_at_mean, fit_hypermodel, generated_weights, train_hypermodel
+from seqbdl.inference.hypermodel import fit_hypermodel, generated_weights, mean_curvature, train_hypermodel
 from seqbdl.inference.indexed import PriorFunctions, draw_indices, draw_signals, targets
 from seqbdl.inference.lbfgs import LBFGSSettings
 from seqbdl.inference.observations import Joined, Remembered
@@ -104,7 +104,7 @@ def test_the_preconditioner_is_the_inverse_curvature(linear: SimpleNamespace) ->
     X, z = linear.normals(5, 2).sigmoid(), draw_indices(6, 2, generator(), LIKE)
     Y, theta = torch.tensor([[0.0], [1.0], [2.0], [0.0], [1.0]]).double(), linear.normals(3, network.num_params)
     seen, offset = targets(likelihood, Y, torch.ones(5, 3).double(), z, None), torch.zeros(6, 5, 3).double()
-    inverse = curvature_at_mean(network, X, seen, offset, theta)
+    inverse = mean_curvature(network, X, seen, offset, theta).inverse_times
     tangents = network.tangents(theta[:1], X)
     J = network.jacobian(tangents)[0].flatten(0, 1)
     R = torch.block_diag(*likelihood.root(tangents.values[0], torch.ones(1).double()))
