@@ -79,7 +79,7 @@ class SamplerSurrogate(ParticleSurrogate):
 
     Args:
         num_members: Particles kept.
-        num_chains: Chains, at most ``num_members``.
+        num_chains: Chains, at most ``num_members``; ``None``: :attr:`usual_chains`, or ``num_members`` if that is less.
         sample_noise: Sample the noise variance too (ignored when the noise is known).
         sample_scales: Sample one precision per layer of whitened weights too, under a gamma prior of mean 1; the prior must
             be ``"gaussian"``. Wide layers move slowly, see :mod:`seqbdl.inference.gibbs`.
@@ -93,13 +93,14 @@ class SamplerSurrogate(ParticleSurrogate):
     priors: ClassVar[tuple[str, ...]] = PRIORS
     carries = "the particles, and up to `memory` old rows for the moves after re-weighting"
     update_tolerance = 1.0
+    usual_chains: ClassVar[int] = 16
     preconditioners: ClassVar[tuple[str, ...]] = ("auto", "gauss-newton", "diagonal")
 
     def __init__(
         self,
         *args: Any,
         num_members: int = 64,
-        num_chains: int = 16,
+        num_chains: int | None = None,
         sample_noise: bool = True,
         sample_scales: bool = False,
         preconditioner: str = "auto",
@@ -107,6 +108,7 @@ class SamplerSurrogate(ParticleSurrogate):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, num_members=num_members, **kwargs)
+        num_chains = min(self.usual_chains, num_members) if num_chains is None else num_chains
         if not 2 <= num_chains <= num_members:
             raise InvalidOptionError(f"num_chains={num_chains} must be between 2 and num_members={num_members}")
         if preconditioner not in self.preconditioners:
@@ -274,11 +276,19 @@ class SamplerSurrogate(ParticleSurrogate):
     # ------------------------------------------------------------------ memory
 
     def _forget(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At most ``memory`` rows, an even sample of what was seen; rows that stay speak for those that go."""
+        """At most ``memory`` rows, an even sample of what was seen; rows that stay speak for those that go.
+
+        Systematic sampling with probabilities proportional to the weights makes all new weights the same.
+        """
         weights = torch.cat([self._row_weights, X.new_ones(X.shape[0] - self._row_weights.shape[0])])
         if X.shape[0] > self.memory:
-            keep = torch.randperm(X.shape[0], generator=self.generator)[: self.memory].sort().values.to(X.device)
-            X, Y, variance, weights = X[keep], Y[keep], variance[keep], weights[keep] * (X.shape[0] / self.memory)
+            order = torch.randperm(X.shape[0], generator=self.generator).to(X.device)
+            share = weights.sum() / self.memory
+            offset = torch.rand(1, generator=self.generator, dtype=torch.float64).to(X)
+            positions = share * (torch.arange(self.memory).to(X) + offset)
+            picked = torch.searchsorted(weights[order].cumsum(0), positions).clamp_max(X.shape[0] - 1)
+            keep = order[picked].sort().values
+            X, Y, variance, weights = X[keep], Y[keep], variance[keep], share.expand(self.memory).clone()
         self._row_weights = weights
         return X, Y, variance
 

@@ -29,12 +29,11 @@ class SGLDSurrogate(StochasticGradientSurrogate):
     """
 
     name = "sgld"
+    usual_chains = 32
     preconditioners: ClassVar[tuple[str, ...]] = ("auto", "gauss-newton", "diagonal", "rmsprop", "identity")
 
-    def __init__(
-        self, *args: Any, num_chains: int = 32, warmup: int = 100, samples: int | None = None, thinning: int = 50, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, num_chains=num_chains, **kwargs)
+    def __init__(self, *args: Any, warmup: int = 100, samples: int | None = None, thinning: int = 50, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.samples = self._states_per_chain(samples, warmup=warmup, thinning=thinning)
         self.warmup, self.thinning = warmup, thinning
 
