@@ -137,7 +137,7 @@ class SubspaceSurrogate(TrajectorySurrogate):
         if self.sampler == "vi":
             mean, root = gaussian_vi(joint, prior_mean, self._root, self._temperature, guess, self.generator)
             white = standard_normal(self.num_members, self.rank, generator=self.generator, like=X)
-            u, self._root, self.report = mean + white @ root.T, root, None
+            u, self._root, self.report = mean + white @ root.T, root.contiguous(), None
         else:
             start = standard_normal(self.num_chains, self.rank, generator=self.generator, like=X) @ guess.T
 
@@ -153,7 +153,7 @@ class SubspaceSurrogate(TrajectorySurrogate):
                 self._temperature,
                 found.evaluations,
             )
-            mean, self._root = u.mean(0), self._spread(u, guess)
+            mean, self._root = u.mean(0), self._spread(u, guess).contiguous()
         z = joint.network.weights(u)
         self._centres = joint.network.weights(mean.unsqueeze(0))
         return z, X.new_zeros(self.num_members)
