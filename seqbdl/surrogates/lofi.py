@@ -20,17 +20,20 @@ class LoFiSurrogate(FilterSurrogate):
 
     Args:
         rank: ``L``, directions of the precision that are kept; exact on linear models while ``L`` is at least rows times
-            outputs. The paper's filters of half a million weights use 10; small networks can afford more.
+            outputs. The paper's filters of half a million weights use 10; small networks can afford more, and where rows
+            outnumber it the spread away from data shrinks too far.
     """
 
     name = "lofi"
     carries = "the mean of all weights and a precision, diagonal plus rank L"
 
-    def __init__(self, *args: Any, network: NetworkSpec = (64, 64), rank: int = 128, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, network: NetworkSpec = (32, 32), num_branches: int = 4, rank: int = 256, **kwargs: Any
+    ) -> None:
         if rank < 1:
             raise InvalidOptionError(f"rank={rank} must be at least 1")
         self.rank = rank
-        super().__init__(*args, network=network, **kwargs)
+        super().__init__(*args, network=network, num_branches=num_branches, **kwargs)
 
     def _prior_belief(self, mean: Tensor) -> Belief:
         return lofi.prior_belief(mean, self.initial_covariance, self.rank)
