@@ -58,9 +58,7 @@ class AirfoilDragEnv(DecisionEnv):
         except ImportError as error:
             raise ValueError(f"the package neuralfoil simulates this problem and is missing; run: {INSTALL}") from error
         if not reynolds > 0 or not noise_std >= 0:
-            raise ValueError(
-                f"reynolds, noise_std: {reynolds}, {noise_std}; give a positive and a non-negative number."
-            )
+            raise ValueError(f"reynolds, noise_std: {reynolds}, {noise_std}; give a positive and a non-negative number.")
         sizes = ("xxsmall", "xsmall", "small", "medium", "large", "xlarge", "xxlarge", "xxxlarge")
         if model_size not in sizes:
             raise ValueError(f"model_size: {model_size!r}; the sizes are {', '.join(sizes)}.")

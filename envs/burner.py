@@ -66,9 +66,7 @@ class LowNoxBurnerEnv(DecisionEnv):
         noise = self.noise_std * float(self.np_random.standard_normal()) if self.noise_std > 0 else 0.0
         return Evaluation(np.array([value + noise]), value, constraints, np.array([self.noise_std**2]), None, extra)
 
-    def _burn(
-        self, phi: float, inlet_temperature: float, pressure: float, residence: float
-    ) -> tuple[float, float, float]:
+    def _burn(self, phi: float, inlet_temperature: float, pressure: float, residence: float) -> tuple[float, float, float]:
         """Outlet temperature in K, and NO and CO in ppm, dry, at 15 % oxygen."""
         ct, gas = self._cantera, self._gas
         gas.TP = inlet_temperature, pressure * 1e5

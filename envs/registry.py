@@ -171,10 +171,7 @@ def register_all() -> None:
 
 def list_envs() -> list[EnvInfo]:
     """Every problem of this package, whether or not what it needs is installed."""
-    return [
-        EnvInfo(env_id(name), e.summary, _installed(e.distribution), e.install, e.arguments)
-        for name, e in _ENTRIES.items()
-    ]
+    return [EnvInfo(env_id(name), e.summary, _installed(e.distribution), e.install, e.arguments) for name, e in _ENTRIES.items()]
 
 
 def _installed(distribution: str) -> bool:

@@ -64,8 +64,7 @@ class TestFunctionEnv(DecisionEnv):
             _space(bounds, names, self._integers),
             parameter_names=names,
             categories={
-                names[i]: [str(k) for k in range(int(bounds[0, i]), int(bounds[1, i]) + 1)]
-                for i in problem.categorical_inds
+                names[i]: [str(k) for k in range(int(bounds[0, i]), int(bounds[1, i]) + 1)] for i in problem.categorical_inds
             },
             outcome_names=["objective"] if num_outcomes == 1 else [f"objective{j + 1}" for j in range(num_outcomes)],
             num_constraints=num_constraints,

@@ -20,12 +20,8 @@ def make(env_id: str, package: str, **options: Any) -> Any:
     return env
 
 
-@pytest.mark.parametrize(
-    ("env_id", "package"), [("seqbdl/AirfoilDrag-v0", "neuralfoil"), ("seqbdl/LowNoxBurner-v0", "cantera")]
-)
-def test_a_missing_package_is_named_with_its_command(
-    env_id: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("env_id", "package"), [("seqbdl/AirfoilDrag-v0", "neuralfoil"), ("seqbdl/LowNoxBurner-v0", "cantera")])
+def test_a_missing_package_is_named_with_its_command(env_id: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=f"pip install {package}=="):
         gymnasium.make(env_id)

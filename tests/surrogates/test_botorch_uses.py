@@ -179,9 +179,7 @@ USES: dict[str, tuple[Callable[[Case], AcquisitionFunction], int]] = {
     # Its expectation propagation takes the log of a normal cdf that underflows where optima contradict each other, and had
     # NaN gradients there for hmc at BoTorch's default jitter of 1e-4; 0.1 kept it away from that.
     "qPES": (
-        lambda c: qPredictiveEntropySearch(
-            cast(Any, c.one), optimal(c)[0], max_ep_iterations=20, ep_jitter=0.1, test_jitter=0.1
-        ),
+        lambda c: qPredictiveEntropySearch(cast(Any, c.one), optimal(c)[0], max_ep_iterations=20, ep_jitter=0.1, test_jitter=0.1),
         1,
     ),
     "PathwiseThompsonSampling": (lambda c: PathwiseThompsonSampling(c.one), 2),
