@@ -18,7 +18,7 @@ from torch import Tensor
 from seqbdl.inference.members import DEFAULT_FIT, FitSettings, Held, fit_members
 from seqbdl.inference.observations import Randomized
 from seqbdl.inference.randomize import centred_normals
-from seqbdl.likelihoods import Gaussian, Likelihood
+from seqbdl.likelihoods import LOG_RATIO_SCALE, Gaussian, Likelihood
 from seqbdl.networks import Network
 
 _ROUNDS = 6  # of Fisher scoring for the log noise
@@ -90,7 +90,7 @@ def _with_varying_noise(
     The heteroscedastic likelihood has no variance-stabilizing transform, and a push of fixed size no minimizer: a member could
     follow it and call the misfit noise. Fisher scoring has: around the members' mean log noise ``g``, a row is worth the
     observation ``y`` of the mean, of variance ``noise exp(g)``, and ``g + r^2 - 1`` of the log noise, of variance 2 (Smyth 1989),
-    with ``r^2`` its squared residual in units of the noise. The residual is averaged over the members, which are spread like the
+    with ``r^2`` its squared residual in units of the noise (both in units of the latent, which is a multiple). The residual is averaged over the members, which are spread like the
     posterior, so that members which are close to the data don't make the noise small.
     """
     m = Y.shape[-1]
@@ -101,9 +101,9 @@ def _with_varying_noise(
     for step in range(_ROUNDS):
         if step > 0:
             f = problem.network.forward(z, problem.X)
-            log_noise = f[..., m:].mean(0)
+            log_noise = LOG_RATIO_SCALE * f[..., m:].mean(0)
             excess = (Y - f[..., :m]).square().mean(0) / (noise * log_noise.exp()) - 1
-        targets = torch.cat([Y, log_noise + excess.clamp(-_STEP, _STEP)], -1)
-        variance = torch.cat([noise * log_noise.exp(), torch.full_like(Y, 2.0)], -1)
+        targets = torch.cat([Y, (log_noise + excess.clamp(-_STEP, _STEP)) / LOG_RATIO_SCALE], -1)
+        variance = torch.cat([noise * log_noise.exp(), torch.full_like(Y, 2.0 / LOG_RATIO_SCALE**2)], -1)
         z = problem.solve(Randomized(Gaussian(), targets, variance, white, weights), z, inner)
     return z

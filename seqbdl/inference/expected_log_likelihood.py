@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.likelihoods import Likelihood
+from seqbdl.likelihoods import LOG_RATIO_SCALE, Likelihood
 
 _LOG_2PI = math.log(2 * math.pi)
 _NODES = 32
@@ -69,9 +69,10 @@ def _gaussian(mean: Tensor, variance: Tensor, Y: Tensor, noise: Tensor) -> Tenso
 
 
 def _heteroscedastic(mean: Tensor, variance: Tensor, Y: Tensor, noise: Tensor) -> Tensor:
-    f, log_ratio = mean.chunk(2, -1)
-    v, v_ratio = variance.chunk(2, -1)
-    precision = torch.exp(0.5 * v_ratio - log_ratio) / noise  # E[exp(-f_2)] / noise
+    f, second = mean.chunk(2, -1)
+    v, v_second = variance.chunk(2, -1)
+    log_ratio = LOG_RATIO_SCALE * second
+    precision = torch.exp(0.5 * LOG_RATIO_SCALE**2 * v_second - log_ratio) / noise  # E[exp(-log_ratio)] / noise
     return -0.5 * (((Y - f).square() + v) * precision + log_ratio + noise.log() + _LOG_2PI).sum(-1)
 
 

@@ -180,7 +180,7 @@ def fit_sites(
     Y: Tensor,
     noise: Tensor,
     start: Sites | None = None,
-    max_iterations: int = 50,
+    max_iterations: int = 200,
     tolerance: float = 1e-9,
 ) -> SiteFit:
     """Maximize the bound over all Gaussian heads.

@@ -10,7 +10,7 @@ from botorch.posteriors import GPyTorchPosterior
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
-from seqbdl.likelihoods import apply_root_transposed
+from seqbdl.likelihoods import LOG_RATIO_SCALE, apply_root_transposed
 from seqbdl.posteriors.joint_gaussian import JointGaussian, group_rows, safe_cholesky
 from seqbdl.posteriors.mode import mode_given
 from seqbdl.surrogates.base import Evaluate, Surrogate
@@ -66,8 +66,8 @@ class GaussianSurrogate(Surrogate):
         scaling, m = self._scaling, self.output_dim
         latent = self._latent(scaling.inputs(X))
         if varying:
-            # E[exp(f)] of the Gaussian log-ratio: the noise that is expected.
-            log_ratio = latent.mean[..., m:] + 0.5 * latent.variance[..., m:]
+            # E[exp(s f)] of the Gaussian log-ratio: the noise that is expected.
+            log_ratio = LOG_RATIO_SCALE * latent.mean[..., m:] + 0.5 * LOG_RATIO_SCALE**2 * latent.variance[..., m:]
             noise = self._noise() * log_ratio.exp() * scaling.y_std.square()
         if self.num_latents != m:
             latent = latent.select(list(range(m)))

@@ -46,7 +46,7 @@ def oracle(name: str, network: Network, z: Tensor, X: Tensor, Y: Tensor, noise: 
         f = network.forward(z, X[n : n + 1])[0, 0]
         if name == "heteroscedastic":
             m = f.shape[0] // 2
-            L = torch.diag(torch.cat([(-f[m:]).exp() / noise, torch.full((m,), 0.5).double()]))
+            L = torch.diag(torch.cat([(-f[m:] / 2).exp() / noise, torch.full((m,), 0.125).double()]))
         else:
             loss = lambda f, n=n: -lik.log_prob(f.unsqueeze(0), Y[n : n + 1], noise).sum()  # noqa: E731
             L = torch.autograd.functional.hessian(loss, f)
