@@ -90,8 +90,9 @@ def _with_varying_noise(
     The heteroscedastic likelihood has no variance-stabilizing transform, and a push of fixed size no minimizer: a member could
     follow it and call the misfit noise. Fisher scoring has: around the members' mean log noise ``g``, a row is worth the
     observation ``y`` of the mean, of variance ``noise exp(g)``, and ``g + r^2 - 1`` of the log noise, of variance 2 (Smyth 1989),
-    with ``r^2`` its squared residual in units of the noise (both in units of the latent, which is a multiple). The residual is averaged over the members, which are spread like the
-    posterior, so that members which are close to the data don't make the noise small.
+    with ``r^2`` its squared residual in units of the noise; both here in units of the latent, which is a multiple. The residual
+    is averaged over the members, which are spread like the posterior, so that members which are close to the data don't make
+    the noise small.
     """
     m = Y.shape[-1]
     descent = replace(settings.gauss_newton, max_iterations=max(1, settings.gauss_newton.max_iterations // 3))
