@@ -6,6 +6,7 @@ from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.csghmc import CSGHMCSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
+from seqbdl.surrogates.dkm import DKMSurrogate
 from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.ensemble_plus import EnsemblePlusSurrogate
@@ -52,6 +53,7 @@ for _cls in (
     SGHMCSurrogate,
     CSGHMCSurrogate,
     DKLSurrogate,
+    DKMSurrogate,
     EKFSurrogate,
     LoFiSurrogate,
     MFVISurrogate,
@@ -87,6 +89,7 @@ __all__ = [
     "EKFSurrogate",
     "BayesianLastLayerSurrogate",
     "DKLSurrogate",
+    "DKMSurrogate",
     "HMCSurrogate",
     "LaplaceSurrogate",
     "LastLayerLaplaceSurrogate",

@@ -33,7 +33,7 @@ class KernelSurrogate(GaussianSurrogate):
         self.max_rows = max_rows
         like = torch.zeros(1, dtype=torch.float64)
         self._basis = like.new_zeros(0, self.input_dim)
-        self._conditioning = conditioning.empty(self.output_dim, like)
+        self._conditioning = conditioning.empty(self.num_latents, like)
         self._noise_inner = like.new_full((self.output_dim,), 1e-2)
         self._hyper: dict[str, Tensor] = self._initial_hyperparameters()
 
@@ -57,7 +57,7 @@ class KernelSurrogate(GaussianSurrogate):
 
     def _prior_mean(self, X: Tensor) -> Tensor:
         """``batch x q x m`` (or broadcastable to it)."""
-        return self._hyper["mean"] if "mean" in self._hyper else X.new_zeros(self.output_dim)
+        return self._hyper["mean"] if "mean" in self._hyper else X.new_zeros(self.num_latents)
 
     # ------------------------------------------------------------------ the posterior
 
@@ -94,7 +94,7 @@ class KernelSurrogate(GaussianSurrogate):
     def _joint(self, X: Tensor) -> JointGaussian:
         state = self._conditioning
         prior = self._kernel(X, X)  # batch x m x q x q
-        mean = self._prior_mean(X).expand(*X.shape[:-1], self.output_dim)
+        mean = self._prior_mean(X).expand(*X.shape[:-1], self.num_latents)
         if state.num_rows == 0:
             return JointGaussian(mean, prior)
         cross = self._cross(X)  # batch x m x q x r

@@ -1,0 +1,226 @@
+"""``dkm``: deep kernel machines, from the infinitely wide network to learned representations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqbdl.errors import InvalidOptionError, UnknownNameError
+from seqbdl.inference import infinite_width
+from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, gram, gram_diagonal, prior_draws
+from seqbdl.inference.inducing import BoundSettings, spread_rows
+from seqbdl.inference.infinite_width import WidthScales, default_scales
+from seqbdl.inference.kernel_machine import INFINITE, Machine, MachineSettings, choose_nu, train_machine, train_path
+from seqbdl.inference.kernel_machine_bound import train_machines_by_bound
+from seqbdl.networks.activations import ACTIVATIONS
+from seqbdl.surrogates.base import Evaluate
+from seqbdl.surrogates.inducing import InducingSurrogate
+
+_MIN_ROWS = 8  # fewer say nothing about nu
+_EVIDENCE_ROWS = 1024  # at most, a random sample, that set the scales of the infinitely wide network
+_BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
+_GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
+_CANDIDATES = (INFINITE, 300.0, 100.0, 30.0, 10.0)
+_LABEL_CANDIDATES = (INFINITE, 100.0, 10.0)
+
+
+class DKMSurrogate(InducingSurrogate):
+    """The infinitely wide network ``nngp`` with Gram matrices between its layers that are learned (Yang et al. 2023).
+
+    ``nu`` says how strongly a layer's Gram matrix is held to the one that the network has there: infinite, it IS ``nngp``;
+    small, representations are free. Held-out rows choose it, and the infinite one stays unless it is clearly beaten. Up to
+    ``max_rows`` rows the top is an exact Gaussian process; beyond, and under other likelihoods, it stands on the inducing
+    inputs. All outputs share one kernel.
+
+    Args:
+        nu: A number (``math.inf`` too); ``None``: chosen.
+        depth: Layers of the network: ``depth - 1`` Gram matrices are learned.
+        activation: ``"erf"``, ``"relu"``, ``"leaky_relu"``, or ``"squared-exponential"`` for that kernel of each Gram matrix.
+        num_inducing: ``P``, rows at which Gram matrices are learned.
+        stochastic: Train under random draws around the Gram matrices (stochastic kernel regularization, Milsom et al. 2024):
+            holds off overfitting at small ``nu``; by Adam, with ``steps``.
+        max_iterations: L-BFGS iterations of the infinitely wide network.
+        steps: Per ``nu``: L-BFGS iterations (40 by default), or steps of Adam (150 in mini-batches and under other likelihoods,
+            300 with ``stochastic``).
+        learning_rate: Of Adam.
+        batch_size: Rows per step; ``None``: all up to 5,000, then 512.
+        draw_width: Random features per layer of a function draw, every draw its own.
+    """
+
+    name = "dkm"
+    carries = "the Gaussian process under the learned kernel: exactly up to max_rows rows, then sums over that basis"
+
+    def __init__(
+        self,
+        *args: Any,
+        nu: float | None = None,
+        depth: int = 2,
+        activation: str = "erf",
+        num_inducing: int = 100,
+        stochastic: bool = False,
+        max_iterations: int = 60,
+        steps: int | None = None,
+        learning_rate: float = 0.02,
+        batch_size: int | None = None,
+        draw_width: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        if activation not in (*ACTIVATIONS, SQUARED_EXPONENTIAL):
+            raise UnknownNameError("activation", activation, [*ACTIVATIONS, SQUARED_EXPONENTIAL])
+        if depth < 1 or num_inducing < 2 or (steps is not None and steps < 1) or draw_width < 1:
+            raise InvalidOptionError(
+                f"depth={depth}, num_inducing={num_inducing}, steps={steps}, draw_width={draw_width}: at least 1, 2, 1 and 1"
+            )
+        if nu is not None and not nu > 0:
+            raise InvalidOptionError(f"nu={nu} must be positive; math.inf is the infinitely wide network, None chooses")
+        self.nu, self.depth, self.activation, self.num_inducing = nu, depth, activation, num_inducing
+        self.max_iterations, self.batch_size, self.draw_width = max_iterations, batch_size, draw_width
+        self.steps = steps
+        self.settings = MachineSettings(steps or (300 if stochastic else 40), stochastic=stochastic, learning_rate=learning_rate)
+        self._chosen_rows = 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def learned_nu(self) -> float:
+        """The ``nu`` of the last fit."""
+        return float(self._hyper["nu"])
+
+    @property
+    def kernel(self) -> GramKernel:
+        """The learned kernel, inner coordinates."""
+        h = self._hyper
+        scales = WidthScales(h["inputs"], h["weights"], h["biases"], h["noise"])
+        return GramKernel(scales, h["roots"], h["Z"], self.activation)
+
+    def _initial_hyperparameters(self) -> dict[str, Tensor]:
+        scales = default_scales(self.input_dim, self.depth, 1)
+        sobol = torch.quasirandom.SobolEngine(self.input_dim, scramble=True, seed=self.seed).draw(8, dtype=torch.float64)
+        return _tree(Machine(GramKernel(scales, sobol.new_zeros(0, 8, 8), sobol, self.activation), scales.noise, INFINITE, 0.0))
+
+    def _is_exact(self, num_rows: int) -> bool:
+        return self._lik.name == "gaussian" and num_rows <= self.max_rows
+
+    def _inducing_inputs(self) -> Tensor:
+        return self._hyper["Z"]
+
+    def _learn(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        rows = X.shape[0]
+        generator = torch.Generator().manual_seed(self.seed)
+        machine = self._infinitely_wide(X, Y, noise, generator)
+        nus = self._candidates(rows)
+        settings = replace(self.settings, exact_rows=self.max_rows)
+        if len(nus) > 1 or not math.isinf(nus[0]):
+            if self._lik.name != "gaussian" or self.batch_size is not None or rows > _BATCHED:
+                steps, rate, size = self.steps or 150, self.settings.learning_rate, self.batch_size or 512
+                bound = BoundSettings(steps, rate, size if self.batch_size or rows > _BATCHED else rows)
+                machine = train_machines_by_bound(machine, X, Y, self._lik, noise, nus, generator, bound)
+            else:
+                nu = nus[0] if len(nus) == 1 else choose_nu(machine, X, Y, noise, nus, generator, settings)
+                if not math.isinf(nu):
+                    machine = self._descend(machine, X, Y, noise, nu, generator, settings)
+        self._chosen_rows = rows if len(nus) > 1 else self._chosen_rows
+        own = machine.noise.expand(self.output_dim)
+        return _tree(machine), own.unsqueeze(0) if noise is None else noise
+
+    def _descend(
+        self,
+        machine: Machine,
+        X: Tensor,
+        Y: Tensor,
+        noise: Tensor | None,
+        nu: float,
+        generator: torch.Generator,
+        settings: MachineSettings,
+    ) -> Machine:
+        if settings.stochastic:
+            return train_machine(machine, X, Y, noise, nu, generator, settings)
+        path = [value for value in _CANDIDATES if nu < value < INFINITE]
+        return train_path(machine, X, Y, noise, [*path, nu], generator, settings)[-1]
+
+    def _candidates(self, rows: int) -> tuple[float, ...]:
+        if self.nu is not None:
+            return (self.nu,)
+        if rows < _MIN_ROWS or self.depth == 1:
+            return (INFINITE,)
+        if self._chosen_rows and self._chosen_rows / _GROWTH <= rows < self._chosen_rows * _GROWTH:
+            return (self.learned_nu,)
+        return _CANDIDATES if self._lik.name == "gaussian" else _LABEL_CANDIDATES
+
+    def _infinitely_wide(self, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator) -> Machine:
+        """``nngp``, and the inducing inputs under its kernel."""
+        warm = self.kernel.scales if self._conditioning.num_rows else None
+        some = torch.arange(X.shape[0])
+        if X.shape[0] > _EVIDENCE_ROWS and (self.nu is None or X.shape[0] > self.max_rows):
+            some = torch.randperm(X.shape[0], generator=generator)[:_EVIDENCE_ROWS].sort().values
+        some = some.to(X.device)
+        known = noise if noise is None or noise.shape[0] == 1 else noise[some]
+        blank = X.new_zeros(0, 0, 0)
+        if self.activation == SQUARED_EXPONENTIAL:
+            scales = (default_scales(self.input_dim, self.depth, 1).to(X)) if warm is None else warm.to(X)
+            first = Machine(
+                GramKernel(scales, blank, X[:1], self.activation), scales.noise.expand(self.output_dim), INFINITE, 0.0
+            )
+            if self._lik.name == "gaussian":
+                several = MachineSettings(self.max_iterations, exact_rows=X.shape[0])
+                first = train_machine(first, X[some], Y[some], known, INFINITE, generator, several)
+            scales, own = first.kernel.scales, first.noise
+        elif self._lik.has_noise:
+            scales, _ = infinite_width.learn_scales(
+                X[some],
+                Y[some],
+                known,
+                depth=self.depth,
+                activation=self.activation,
+                shared=True,
+                start=warm,
+                max_iterations=self.max_iterations,
+            )
+            own = scales.noise.expand(self.output_dim)
+        else:
+            scales = infinite_width.learn_scales_of_latents(
+                X, Y, self._lik, self.num_latents, depth=self.depth, activation=self.activation, start=warm
+            )
+            own = scales.noise.new_ones(self.output_dim)
+        few = torch.randperm(X.shape[0], generator=generator)[: max(_EVIDENCE_ROWS, self.num_inducing)].sort().values.to(X.device)
+        with torch.no_grad():
+            kernel = GramKernel(scales, blank, X[:1], self.activation)
+            Z = X[few][spread_rows(gram(kernel, X[few], X[few]), self.num_inducing)]
+        return Machine(replace(kernel, Z=Z, roots=X.new_zeros(0, Z.shape[0], Z.shape[0])), own, INFINITE, 0.0)
+
+    def _kernel(self, X1: Tensor, X2: Tensor) -> Tensor:
+        K = gram(self.kernel, X1, X2).unsqueeze(-3)
+        return K.expand(*K.shape[:-3], self.num_latents, *K.shape[-2:])
+
+    def _prior_variance(self, X: Tensor) -> Tensor:
+        return gram_diagonal(self.kernel, X)
+
+    def _prior_draw(self, n: int, generator: torch.Generator) -> Evaluate:
+        latents = self.num_latents
+        draws = prior_draws(self.kernel, n * latents, self.draw_width, generator)
+
+        def evaluate(X: Tensor) -> Tensor:
+            return draws(X).unflatten(0, (n, latents)).movedim(1, -1)
+
+        return evaluate
+
+    def _log_evidence(self) -> Tensor | None:
+        return super()._log_evidence() if math.isinf(self.learned_nu) else None
+
+    def _get_state(self) -> dict[str, Any]:
+        return {**super()._get_state(), "chosen_rows": self._chosen_rows}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        super()._set_state(state)
+        self._chosen_rows = state["chosen_rows"]
+
+
+def _tree(machine: Machine) -> dict[str, Tensor]:
+    kernel = machine.kernel
+    scales = {name: getattr(kernel.scales, name) for name in ("inputs", "weights", "biases")}
+    nu = kernel.Z.new_tensor(machine.nu)
+    return {**scales, "noise": kernel.scales.noise, "roots": kernel.roots, "Z": kernel.Z, "nu": nu}
