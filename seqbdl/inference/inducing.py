@@ -292,7 +292,7 @@ def log_predictive_density(likelihood: Likelihood, f: Tensor, variance: Tensor, 
 
 def spread_rows(kernel: Tensor, count: int) -> Tensor:
     """Indices of at most ``count`` rows, each with the largest variance given those before it (pivoted Cholesky); rows that
-    add nothing, such as duplicates, are left out.
+    add nothing, such as duplicates, are left out. In ascending order.
 
     Args:
         kernel: ``n x n``.
@@ -316,4 +316,4 @@ def spread_rows(kernel: Tensor, count: int) -> Tensor:
         variance = (variance - column.square()).clamp_min(0.0)
         variance[pick] = 0.0
         picks.append(pick)
-    return torch.tensor(picks, device=kernel.device)
+    return torch.tensor(sorted(picks), device=kernel.device)

@@ -70,8 +70,8 @@ def _pack(machine: Machine, learn_noise: bool, learn_inputs: bool) -> tuple[Tens
     if learn_noise:
         parts["noise"] = machine.noise.log()
     if kernel.learned:
-        diagonal = torch.diag_embed(kernel.roots.diagonal(dim1=-2, dim2=-1).log())
-        parts["roots"] = kernel.roots.tril(-1) + diagonal
+        logs = kernel.roots.tril(-1) + torch.diag_embed(kernel.roots.diagonal(dim1=-2, dim2=-1).log())
+        parts["roots"] = logs[:, *_lower(logs)]
     if learn_inputs and kernel.learned:
         parts["Z"] = kernel.Z
     layout = [(name, part.shape) for name, part in parts.items()]
@@ -87,8 +87,15 @@ def _unpack(theta: Tensor, layout: list[tuple[str, torch.Size]], like: Machine) 
     scales = replace(like.kernel.scales, **{name: parts[name].exp() for name in ("inputs", "weights", "biases")})
     roots = like.kernel.roots
     if "roots" in parts:
-        roots = parts["roots"].tril(-1) + torch.diag_embed(parts["roots"].diagonal(dim1=-2, dim2=-1).exp())
+        logs = torch.zeros_like(roots).index_put((torch.arange(len(roots))[:, None], *_lower(roots)), parts["roots"])
+        roots = logs.tril(-1) + torch.diag_embed(logs.diagonal(dim1=-2, dim2=-1).exp())
     return GramKernel(scales, roots, parts.get("Z", like.kernel.Z), like.kernel.activation), noise
+
+
+def _lower(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of a lower triangle."""
+    rows, columns = torch.tril_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
+    return rows, columns
 
 
 def log_hyper_prior(scales: WidthScales, noise: Tensor | None) -> Tensor:
@@ -267,6 +274,17 @@ def train_path(
     return machines
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Attributes:
+    nu: The chosen one.
+    inflation: Of the predictive variances, at least 1: the mean square of the held-out rows' standardized errors.
+    """
+
+    nu: float
+    inflation: float
+
+
 def choose_nu(
     start: Machine,
     X: Tensor,
@@ -275,8 +293,12 @@ def choose_nu(
     nus: Sequence[float],
     generator: torch.Generator,
     settings: MachineSettings = MachineSettings(),
-) -> float:
+) -> Choice:
     """The ``nu`` by the log density of held-out rows; the infinite one stays unless it is clearly beaten.
+
+    What learned Gram matrices lose first is calibration: errors still fall while the noise has collapsed. So every finite
+    ``nu`` is judged, and later used, with variances inflated by its held-out errors. The search ends after two values of
+    ``nu`` in a row that are worse than the best.
 
     Args:
         start: The infinitely wide network, fitted to all rows: where the folds begin.
@@ -287,22 +309,45 @@ def choose_nu(
         generator: Deals the rows.
         settings: Of the training.
     """
-    densities = []
-    for train, held in folds(X.shape[0], generator, share=0.2, most=4):
-        train, held = train.to(X.device), held.to(X.device)
-        known = noise if noise is None or noise.shape[0] == 1 else noise[train]
-        exact = train.shape[0] <= settings.exact_rows
+    pairs = [(train.to(X.device), held.to(X.device)) for train, held in folds(X.shape[0], generator, share=0.2, most=3)]
+    if not pairs:
+        return Choice(nus[0], 1.0)
+    machines: list[Machine] = []
+    for train, _ in pairs:
         kernel = start.kernel
         if kernel.Z.shape == X.shape and torch.equal(kernel.Z, X):
             kernel = replace(kernel, Z=X[train])
-        first = train_machine(replace(start, kernel=kernel), X[train], Y[train], known, INFINITE, generator, settings)
-        own = []
-        for machine in train_path(first, X[train], Y[train], known, nus, generator, settings):
-            mean, variance = predictive(machine, X[train], Y[train], known, X[held], exact)
+        machines.append(replace(start, kernel=kernel, nu=math.nan))
+    densities: list[Tensor] = []
+    inflations: list[float] = []
+    for nu in nus:
+        errors, variances = [], []
+        for fold, (train, held) in enumerate(pairs):
+            known = noise if noise is None or noise.shape[0] == 1 else noise[train]
+            machine = train_machine(machines[fold], X[train], Y[train], known, nu, generator, settings)
+            machines[fold] = machine
+            mean, variance = predictive(machine, X[train], Y[train], known, X[held], train.shape[0] <= settings.exact_rows)
             noise_held = machine.noise if noise is None else noise if noise.shape[0] == 1 else noise[held]
-            own.append(torch.distributions.Normal(mean, (variance + noise_held).sqrt()).log_prob(Y[held]).sum(-1))
-        densities.append(torch.stack(own))
-    if not densities:
-        return nus[0]
-    density = torch.cat(densities, 1)
-    return nus[first_good(torch.where(density.isnan(), torch.full_like(density, -torch.inf), density))]
+            errors.append(Y[held] - mean)
+            variances.append(variance + noise_held)
+        error, total = torch.cat(errors), torch.cat(variances)
+        inflation = 1.0 if math.isinf(nu) else max(1.0, float((error.square() / total).mean()))
+        density = torch.distributions.Normal(torch.zeros_like(error), (inflation * total).sqrt()).log_prob(error).sum(-1)
+        densities.append(torch.where(density.isnan(), torch.full_like(density, -torch.inf), density))
+        inflations.append(inflation)
+        sums = [float(value.sum()) for value in densities]
+        if len(sums) - 1 - sums.index(max(sums)) >= 2:
+            break
+    best = first_good(torch.stack(densities))
+    return Choice(nus[best], inflations[best])
+
+
+def inflated(machine: Machine, inflation: float) -> Machine:
+    """The machine with all predictive variances multiplied: the top layer's scales and the noise."""
+    scales = machine.kernel.scales
+    last = torch.ones_like(scales.weights)
+    last[..., -1] = inflation
+    last_bias = torch.ones_like(scales.biases)
+    last_bias[..., -1] = inflation
+    scales = replace(scales, weights=scales.weights * last, biases=scales.biases * last_bias, noise=scales.noise * inflation)
+    return replace(machine, kernel=replace(machine.kernel, scales=scales), noise=machine.noise * inflation)

@@ -7,6 +7,7 @@ from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.csghmc import CSGHMCSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.dkm import DKMSurrogate
+from seqbdl.surrogates.due import DUESurrogate
 from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.ensemble_plus import EnsemblePlusSurrogate
@@ -54,6 +55,7 @@ for _cls in (
     CSGHMCSurrogate,
     DKLSurrogate,
     DKMSurrogate,
+    DUESurrogate,
     EKFSurrogate,
     LoFiSurrogate,
     MFVISurrogate,
@@ -90,6 +92,7 @@ __all__ = [
     "BayesianLastLayerSurrogate",
     "DKLSurrogate",
     "DKMSurrogate",
+    "DUESurrogate",
     "HMCSurrogate",
     "LaplaceSurrogate",
     "LastLayerLaplaceSurrogate",

@@ -15,7 +15,16 @@ from seqbdl.inference import infinite_width
 from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, gram, gram_diagonal, prior_draws
 from seqbdl.inference.inducing import BoundSettings, spread_rows
 from seqbdl.inference.infinite_width import WidthScales, default_scales
-from seqbdl.inference.kernel_machine import INFINITE, Machine, MachineSettings, choose_nu, train_machine, train_path
+from seqbdl.inference.kernel_machine import (
+    INFINITE,
+    Choice,
+    Machine,
+    MachineSettings,
+    choose_nu,
+    inflated,
+    train_machine,
+    train_path,
+)
 from seqbdl.inference.kernel_machine_bound import train_machines_by_bound
 from seqbdl.networks.activations import ACTIVATIONS
 from seqbdl.surrogates.base import Evaluate
@@ -83,6 +92,7 @@ class DKMSurrogate(InducingSurrogate):
         self.steps = steps
         self.settings = MachineSettings(steps or (300 if stochastic else 40), stochastic=stochastic, learning_rate=learning_rate)
         self._chosen_rows = 0
+        self._inflation = 1.0
         super().__init__(*args, **kwargs)
 
     @property
@@ -120,9 +130,13 @@ class DKMSurrogate(InducingSurrogate):
                 bound = BoundSettings(steps, rate, size if self.batch_size or rows > _BATCHED else rows)
                 machine = train_machines_by_bound(machine, X, Y, self._lik, noise, nus, generator, bound)
             else:
-                nu = nus[0] if len(nus) == 1 else choose_nu(machine, X, Y, noise, nus, generator, settings)
-                if not math.isinf(nu):
-                    machine = self._descend(machine, X, Y, noise, nu, generator, settings)
+                choice = Choice(nus[0], self._inflation if self.nu is None else 1.0)
+                if len(nus) > 1:
+                    choice = choose_nu(machine, X, Y, noise, nus, generator, settings)
+                self._inflation = choice.inflation
+                if not math.isinf(choice.nu):
+                    machine = self._descend(machine, X, Y, noise, choice.nu, generator, settings)
+                    machine = inflated(machine, choice.inflation)
         self._chosen_rows = rows if len(nus) > 1 else self._chosen_rows
         own = machine.noise.expand(self.output_dim)
         return _tree(machine), own.unsqueeze(0) if noise is None else noise
@@ -212,11 +226,11 @@ class DKMSurrogate(InducingSurrogate):
         return super()._log_evidence() if math.isinf(self.learned_nu) else None
 
     def _get_state(self) -> dict[str, Any]:
-        return {**super()._get_state(), "chosen_rows": self._chosen_rows}
+        return {**super()._get_state(), "chosen_rows": self._chosen_rows, "inflation": self._inflation}
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         super()._set_state(state)
-        self._chosen_rows = state["chosen_rows"]
+        self._chosen_rows, self._inflation = state["chosen_rows"], state["inflation"]
 
 
 def _tree(machine: Machine) -> dict[str, Tensor]:
