@@ -10,12 +10,29 @@ from seqbdl.envs.registry import EnvInfo, list_envs, register_all
 
 if TYPE_CHECKING:
     from seqbdl.envs.base import DecisionEnv, Evaluation
+    from seqbdl.envs.labels import LabelPoolEnv, TableLabelEnv
     from seqbdl.envs.pool import TablePoolEnv
     from seqbdl.envs.synthetic import TestFunctionEnv
 
-__all__ = ["DecisionEnv", "EnvInfo", "Evaluation", "TablePoolEnv", "TestFunctionEnv", "list_envs"]
+__all__ = [
+    "DecisionEnv",
+    "EnvInfo",
+    "Evaluation",
+    "LabelPoolEnv",
+    "TableLabelEnv",
+    "TablePoolEnv",
+    "TestFunctionEnv",
+    "list_envs",
+]
 
-_LATER = {"DecisionEnv": "base", "Evaluation": "base", "TablePoolEnv": "pool", "TestFunctionEnv": "synthetic"}
+_LATER = {
+    "DecisionEnv": "base",
+    "Evaluation": "base",
+    "LabelPoolEnv": "labels",
+    "TableLabelEnv": "labels",
+    "TablePoolEnv": "pool",
+    "TestFunctionEnv": "synthetic",
+}
 
 
 def __getattr__(name: str) -> Any:

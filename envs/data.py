@@ -122,12 +122,13 @@ def load_sklearn(name: str) -> tuple[Array, npt.NDArray[Any], tuple[str, ...]]:
     """Inputs `(n, d)`, targets `(n,)` and the inputs' names of a data set that scikit-learn brings along.
 
     Args:
-        name: `"digits"`, `"breast_cancer"` or `"wine"` (integer classes), or `"diabetes"` (one number, in raw units).
+        name: `"digits"`, `"breast_cancer"`, `"wine"` or `"iris"` (integer classes), or `"diabetes"` (one number, raw units).
     """
     loaders = {
         "digits": lambda: sklearn.datasets.load_digits(),
         "breast_cancer": lambda: sklearn.datasets.load_breast_cancer(),
         "wine": lambda: sklearn.datasets.load_wine(),
+        "iris": lambda: sklearn.datasets.load_iris(),
         "diabetes": lambda: sklearn.datasets.load_diabetes(scaled=False),
     }
     if name not in loaders:

@@ -48,6 +48,10 @@ def _table(summary: str, table: str, distribution: str, version: str) -> _Entry:
     return _Entry(summary, "seqbdl.envs.pool:MeasuredPoolEnv", {"table": table}, distribution, install)
 
 
+def _labels(summary: str, dataset: str, **options: Any) -> _Entry:
+    return _Entry(summary, "seqbdl.envs.labels:SklearnLabelEnv", {"dataset": dataset, **options})
+
+
 def _bocode(summary: str, table: str) -> _Entry:
     return _table(summary, table, "bocode", "1.0.1")
 
@@ -97,6 +101,19 @@ _ENTRIES: dict[str, _Entry] = {
     "TablePool": _Entry(
         "your own table of measurements as a pool",
         "seqbdl.envs.pool:TablePoolEnv",
+        arguments=("table", "target"),
+    ),
+    # Pools to be labelled
+    "LabelDigits": _labels("1198 images of digits, ten classes", "digits"),
+    "LabelRepeatedDigits": _labels("1198 images of digits, each in three noisy copies", "digits", repeats=3, noise=0.1),
+    "LabelIris": _labels("100 flowers, three classes", "iris"),
+    "LabelWine": _labels("119 wines, three classes", "wine"),
+    "LabelBreastCancer": _labels("379 tumours, two classes", "breast_cancer"),
+    "LabelDiabetes": _labels("295 patients, progression of a disease", "diabetes"),
+    "LabelFriedman1": _Entry("a noisy function of ten inputs, 2000 points", "seqbdl.envs.labels:Friedman1LabelEnv"),
+    "LabelTable": _Entry(
+        "your own table, to see what active learning would have saved",
+        "seqbdl.envs.labels:TableLabelEnv",
         arguments=("table", "target"),
     ),
     # Formulas with many inputs

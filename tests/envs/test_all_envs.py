@@ -24,7 +24,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "seqbdl/TablePool-v0": {
         "table": pd.DataFrame({"a": [1.0, 2.0, 2.0], "b": [0.0, 1.0, 1.0], "y": [3.0, 5.0, 7.0]}),
         "target": "y",
-    }
+    },
+    "seqbdl/LabelTable-v0": {
+        "table": pd.DataFrame({"a": [1.0, 2.0, 2.0, 3.0], "b": [0.0, 1.0, 1.0, 2.0], "y": ["no", "yes", "yes", "no"]}),
+        "target": "y",
+    },
 }
 # What Gymnasium says about every problem in natural units; any other remark fails the test.
 EXPECTED_REMARKS = ("symmetric and normalized space", "maximum value is infinity", "minimum value is -infinity")
