@@ -29,6 +29,8 @@ from seqbdl.posteriors.joint_gaussian import safe_cholesky
 _FLOOR = 1e-7
 _LOG_SD = {"inputs": 1.7, "weights": 1.5, "biases": 1.5, "noise": 1.0}  # as of the infinitely wide network
 INFINITE = math.inf
+MARGIN = 0.02
+"""Nats per held-out row that learned Gram matrices must gain beyond doubt."""
 
 
 @dataclass(frozen=True)
@@ -338,8 +340,23 @@ def choose_nu(
         sums = [float(value.sum()) for value in densities]
         if len(sums) - 1 - sums.index(max(sums)) >= 2:
             break
-    best = first_good(torch.stack(densities))
+    best = clearly_better(torch.stack(densities))
     return Choice(nus[best], inflations[best])
+
+
+def clearly_better(densities: Tensor) -> int:
+    """The first option, unless another beats it by :data:`MARGIN` nats per row and two standard errors more; then the best of
+    the others (see :func:`seqbdl.inference.held_out.first_good`).
+
+    Args:
+        densities: ``options x rows`` held-out log densities, from the safest option on.
+    """
+    if densities.shape[0] == 1:
+        return 0
+    other = 1 + first_good(densities[1:])
+    gain = densities[other] - densities[0]
+    sure = float(gain.mean()) - 2.0 * float(gain.std()) / math.sqrt(gain.shape[0]) > MARGIN
+    return other if sure or not bool(densities[0].isfinite().all()) else 0
 
 
 def inflated(machine: Machine, inflation: float) -> Machine:

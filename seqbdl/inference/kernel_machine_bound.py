@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from seqbdl.inference.gram import GramKernel, divergences, identity_roots, inducing_blocks
-from seqbdl.inference.held_out import first_good
 from seqbdl.inference.inducing import BoundSettings, Parameters, train_bound
-from seqbdl.inference.kernel_machine import Machine, log_hyper_prior
+from seqbdl.inference.kernel_machine import Machine, clearly_better, log_hyper_prior
 from seqbdl.likelihoods import Likelihood
 
 MOST_HELD = 2000  # rows that choose nu, at most
@@ -94,4 +93,4 @@ def train_machines_by_bound(
     if len(machines) == 1 or not held.numel():
         return machines[-1 if len(machines) == 1 else 0]
     density = torch.stack(densities)
-    return machines[first_good(torch.where(density.isnan(), torch.full_like(density, -torch.inf), density))]
+    return machines[clearly_better(torch.where(density.isnan(), torch.full_like(density, -torch.inf), density))]

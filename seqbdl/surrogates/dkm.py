@@ -34,7 +34,7 @@ _MIN_ROWS = 8  # fewer say nothing about nu
 _EVIDENCE_ROWS = 1024  # at most, a random sample, that set the scales of the infinitely wide network
 _BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
 _GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
-_CANDIDATES = (INFINITE, 300.0, 100.0, 30.0, 10.0)
+_CANDIDATES = (INFINITE, 100.0, 30.0, 10.0)
 _LABEL_CANDIDATES = (INFINITE, 100.0, 10.0)
 
 
