@@ -1,24 +1,31 @@
 """Sequential decision loops: ask, tell, update; and the driver that runs them in environments."""
 
+from seqbdl.loops.active_learning import ActiveLearningLoop
 from seqbdl.loops.bayes_opt import BayesOptLoop
 from seqbdl.loops.callbacks import Callback, Checkpoint, EarlyStopping, TensorBoard
 from seqbdl.loops.candidates import CandidateSpace
 from seqbdl.loops.choices import Categorical, Ordinal
 from seqbdl.loops.history import History, Record
+from seqbdl.loops.label_pool import LabelPool
+from seqbdl.loops.learning_history import CurvePoint, LearningHistory
 from seqbdl.loops.parameters import Integer, Parameter, Real
 from seqbdl.loops.proposals import SpaceExhaustedError
 from seqbdl.loops.run import Loop, run
 from seqbdl.loops.space import Point, Space
 
 __all__ = [
+    "ActiveLearningLoop",
     "BayesOptLoop",
     "Callback",
     "CandidateSpace",
     "Categorical",
     "Checkpoint",
+    "CurvePoint",
     "EarlyStopping",
     "History",
     "Integer",
+    "LabelPool",
+    "LearningHistory",
     "Loop",
     "Ordinal",
     "Parameter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from seqbdl.errors import InvalidDataError
 from seqbdl.loops.history import History, Record
 from seqbdl.loops.outcomes import OutcomeSpec
-from seqbdl.loops.space import Point, Space
+from seqbdl.loops.space import Point
 from seqbdl.surrogates import Surrogate
 
 
@@ -23,6 +23,13 @@ def moments(surrogate: Surrogate, X: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         posterior = cast(Any, surrogate.posterior(X.unsqueeze(-2)))
         return posterior.mean.squeeze(-2), posterior.variance.squeeze(-2).clamp_min(0.0)
+
+
+class Encodes(Protocol):
+    """Turns points into the inputs of a surrogate: a space, or a pool."""
+
+    def encode(self, points: Iterable[Point]) -> Tensor:
+        """``k x d``."""
 
 
 class Conditioning:
@@ -37,7 +44,7 @@ class Conditioning:
         refit: ``"every"`` change, every ``k`` trials, or ``"update"``: only the first time.
     """
 
-    def __init__(self, surrogate: Surrogate, space: Space, outcomes: OutcomeSpec, refit: str | int) -> None:
+    def __init__(self, surrogate: Surrogate, space: Encodes, outcomes: OutcomeSpec, refit: str | int) -> None:
         self.surrogate = surrogate
         self.space = space
         self.outcomes = outcomes

@@ -120,6 +120,10 @@ class History:
         self.records.append(record)
         return record
 
+    def action(self, record: Record) -> Any:
+        """What ``ask`` returned for a record; a repeated run evaluates it."""
+        return record.point
+
     # -- what it says
 
     @property

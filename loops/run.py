@@ -107,7 +107,7 @@ def run(
     with tqdm(total=steps, initial=min(view.done, steps), disable=not progress, unit="eval") as bar:
         for watcher in watchers:
             watcher.on_start(view)
-        waiting = [record.point for record in loop.history.pending][: max(steps - view.done, 0)]
+        waiting = [loop.history.action(record) for record in loop.history.pending][: max(steps - view.done, 0)]
         while view.done < steps and not view.stop:
             if not waiting:
                 n = _batch(loop, min(batch_size, steps - view.done))

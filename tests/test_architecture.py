@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "acquisition": GROUND | {"posteriors", "surrogates"},
     "diagnostics": GROUND | {"posteriors", "surrogates"},
     "integrations": GROUND | {"posteriors", "surrogates"},
-    "loops": GROUND | {"acquisition", "surrogates"},
+    "loops": GROUND | {"acquisition", "surrogates", "posteriors", "diagnostics"},
 }
 FOLDERS = {"envs": ROOT / "envs", "loops": ROOT / "loops"}
 MAX_LINES = 400
