@@ -8,6 +8,7 @@ from seqbdl.surrogates.csghmc import CSGHMCSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.dkm import DKMSurrogate
 from seqbdl.surrogates.due import DUESurrogate
+from seqbdl.surrogates.dwp import DWPSurrogate
 from seqbdl.surrogates.ekf import EKFSurrogate
 from seqbdl.surrogates.ensemble import EnsembleSurrogate
 from seqbdl.surrogates.ensemble_plus import EnsemblePlusSurrogate
@@ -56,6 +57,7 @@ for _cls in (
     DKLSurrogate,
     DKMSurrogate,
     DUESurrogate,
+    DWPSurrogate,
     EKFSurrogate,
     LoFiSurrogate,
     MFVISurrogate,
@@ -93,6 +95,7 @@ __all__ = [
     "DKLSurrogate",
     "DKMSurrogate",
     "DUESurrogate",
+    "DWPSurrogate",
     "HMCSurrogate",
     "LaplaceSurrogate",
     "LastLayerLaplaceSurrogate",
