@@ -15,7 +15,9 @@ SHARE = 0.1
 SLACK = 0.5
 
 
-def folds(num_rows: int, generator: torch.Generator, share: float = SHARE, most: int = 10) -> list[tuple[Tensor, Tensor]]:
+def folds(
+    num_rows: int, generator: torch.Generator, share: float = SHARE, most: int = 10, least: int = 1
+) -> list[tuple[Tensor, Tensor]]:
     """Indices of training and of held-out rows, one pair per fold.
 
     A fold holds out a share of the rows, one at least; there are as few folds as hold out :data:`HELD_OUT_ROWS` rows
@@ -26,6 +28,7 @@ def folds(num_rows: int, generator: torch.Generator, share: float = SHARE, most:
         generator: Orders the rows.
         share: Of the rows, per fold.
         most: Folds at most.
+        least: Folds at least, where rows suffice.
 
     Returns:
         At least one pair, or none for a single row.
@@ -33,7 +36,7 @@ def folds(num_rows: int, generator: torch.Generator, share: float = SHARE, most:
     if num_rows < 2:
         return []
     size = max(1, round(share * num_rows))
-    count = min(most, num_rows // size, math.ceil(HELD_OUT_ROWS / size))
+    count = min(most, num_rows // size, max(least, math.ceil(HELD_OUT_ROWS / size)))
     order = torch.randperm(num_rows, generator=generator)
     pairs = []
     for fold in range(count):

@@ -311,7 +311,8 @@ def choose_nu(
         generator: Deals the rows.
         settings: Of the training.
     """
-    pairs = [(train.to(X.device), held.to(X.device)) for train, held in folds(X.shape[0], generator, share=0.2, most=3)]
+    dealt = folds(X.shape[0], generator, share=0.25, most=3, least=2)
+    pairs = [(train.to(X.device), held.to(X.device)) for train, held in dealt]
     if not pairs:
         return Choice(nus[0], 1.0)
     machines: list[Machine] = []

@@ -28,7 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dkl": {"network": (8, 8), "max_steps": 30},
     "dkm": {"nu": 30.0, "steps": 10, "draw_width": 64},
     "due": {"network": (8,), "steps": 20, "num_frequencies": 128},
-    "dwp": {"network": (4,), "num_members": 32, "num_components": 8, "steps": 60, "draw_width": 32},
+    "dwp": {"network": (10,), "num_members": 64, "num_components": 8, "steps": 60, "draw_width": 32},
     "ekf": {"network": (12, 12)},
     "lofi": {"network": (16, 16)},
     "mfvi": {"network": (8,), "num_components": 8, "num_members": 32, "steps": 150},
