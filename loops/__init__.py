@@ -8,6 +8,7 @@ from seqbdl.loops.choices import Categorical, Ordinal
 from seqbdl.loops.history import History, Record
 from seqbdl.loops.label_pool import LabelPool
 from seqbdl.loops.learning_history import CurvePoint, LearningHistory
+from seqbdl.loops.learning_stopping import LearningStop
 from seqbdl.loops.parameters import Integer, Parameter, Real
 from seqbdl.loops.proposals import SpaceExhaustedError
 from seqbdl.loops.run import Loop, run
@@ -26,6 +27,7 @@ __all__ = [
     "Integer",
     "LabelPool",
     "LearningHistory",
+    "LearningStop",
     "Loop",
     "Ordinal",
     "Parameter",
