@@ -154,6 +154,60 @@ def optimize(
 
 
 @app.command()
+def label(
+    table: Annotated[Path, typer.Argument(help="A CSV file with a header, one row per item.")],
+    target: Annotated[str, typer.Option(help="The column of labels; may be missing, or filled in part.")] = "label",
+    classes: Annotated[str | None, typer.Option(help="Names of the classes, comma-separated.")] = None,
+    values: Annotated[bool, typer.Option("--values", help="Labels are numbers, not classes.")] = False,
+    features: Annotated[
+        str | None, typer.Option(help="Columns to learn from, comma-separated; all numeric ones by default.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="A column of texts to learn from.")] = None,
+    test: Annotated[Path | None, typer.Option(help="A CSV file with all labels, for a learning curve.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File of labels; by default beside the table.")] = None,
+    surrogate: Annotated[str, typer.Option(help="A registered surrogate.")] = "laplace",
+    acquisition: Annotated[str, typer.Option(help="How items are chosen; see docs/active-learning.md.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Labels between two fits of the model.")] = 5,
+    budget: Annotated[int | None, typer.Option(min=1, help="Labels in all.")] = None,
+    agreement: Annotated[float | None, typer.Option(help="Stop when predicted classes agree so well, such as 0.99.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier session instead of going on from it.")] = False,
+) -> None:
+    """Type the labels that teach a model most; stop at any time, and run it again to go on."""
+    from seqbdl.cli.label import LabelSettings, run_label
+
+    console = _console()
+    with _one_line_errors():
+        outcome = run_label(
+            LabelSettings(
+                table=table,
+                target=target,
+                classes=_names(classes),
+                values=values,
+                features=_names(features),
+                text=text,
+                test=test,
+                out=out,
+                surrogate=surrogate,
+                acquisition=acquisition,
+                batch=batch,
+                budget=budget,
+                agreement=agreement,
+                seed=seed,
+                fresh=fresh,
+            ),
+            console,
+        )
+    console.print(f"Done: {outcome.reason}.", highlight=False, markup=False)
+    console.print(outcome.loop.history.summary(), highlight=False, markup=False)
+    console.print(f"Labels: {outcome.output}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@app.command()
 def surrogates(form: FormatOption = Format.table) -> None:
     """List the surrogates that loops take by name."""
     from seqbdl.surrogates import list_surrogates, surrogate_class
