@@ -30,7 +30,7 @@ _FLOOR = 1e-7
 _LOG_SD = {"inputs": 1.7, "weights": 1.5, "biases": 1.5, "noise": 1.0}  # as of the infinitely wide network
 INFINITE = math.inf
 MARGIN = 0.02
-"""Nats per held-out row that learned Gram matrices must gain beyond doubt."""
+"""Nats per held-out row that learned Gram matrices must gain beyond two standard errors."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class InducingSurrogate(KernelSurrogate):
 
     def _grown(self, sums: InducingSums, X: Tensor) -> InducingSums:
         """The sums on a basis that took in new rows. In whitened coordinates old sums stay as they are, beside zeros."""
-        for row in X[: max(0, self.max_rows - self._basis.shape[0])].split(1):
+        for i in range(min(X.shape[0], self.max_rows - self._basis.shape[0])):
+            row = X[i : i + 1]
             factor = sums.factor[0]
             A = project(factor, self._kernel(self._basis, row)[0])  # P x 1
             prior = self._prior_variance(row)
