@@ -1,0 +1,160 @@
+"""``due``: the sparse Gaussian process where features do not help, in mini-batches and bounded memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import seqbdl
+from seqbdl.errors import InvalidOptionError
+from seqbdl.surrogates import DUESurrogate
+
+BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+
+
+def steps(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+    Y = torch.sign(X.sum(-1, keepdim=True) - 1.0)
+    return X, Y + 0.05 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+
+
+def waves(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+    Y = torch.sin(6 * X[:, :1]) + X[:, 1:].square()
+    return X, Y + 0.1 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+
+
+def make(**options: Any) -> DUESurrogate:
+    surrogate = seqbdl.make_surrogate("due", 2, **{"bounds": BOUNDS, **options})
+    assert isinstance(surrogate, DUESurrogate)
+    return surrogate
+
+
+def log_density(surrogate: seqbdl.Surrogate, X: Tensor, Y: Tensor) -> float:
+    prediction = surrogate.predict(X)
+    return float(torch.distributions.Normal(prediction.mean, prediction.std).log_prob(Y).mean())
+
+
+def test_with_all_rows_as_inducing_inputs_it_is_the_exact_process_of_its_kernel() -> None:
+    X, Y = waves(40, 0)
+    due = make(steps=0).fit(X, Y)
+    K = due._kernel(X, X)[0]
+    scaling = due._scaling
+    y = scaling.outcomes(Y)
+    C = K + due._noise() * torch.eye(40).double()
+    X_test, _ = waves(20, 1)
+    cross = due._kernel(X_test, X)[0]
+    posterior = due.posterior(X_test)
+    expected = scaling.y_mean + scaling.y_std * cross @ torch.linalg.solve(C, y)
+    torch.testing.assert_close(posterior.mean, expected, rtol=0, atol=1e-4)
+    variance = scaling.y_std**2 * (1 - (cross * torch.linalg.solve(C, cross.T).T).sum(-1))
+    torch.testing.assert_close(posterior.variance[:, 0], variance, rtol=0, atol=1e-4)
+    assert not due.uses_features
+    assert due.features(X).shape == (40, 2)
+
+
+def test_a_step_is_learned_where_features_help() -> None:
+    X, Y = steps(80, 0)
+    X_test, Y_test = steps(400, 1)
+    due, gp = make().fit(X, Y), seqbdl.make_surrogate("gp", 2, bounds=BOUNDS).fit(X, Y)
+    assert due.uses_features
+    assert log_density(due, X_test, Y_test) > log_density(gp, X_test, Y_test) + 0.1
+
+
+def test_thousands_of_rows_in_batches() -> None:
+    X, Y = waves(5000, 0)
+    X_test, Y_test = waves(500, 1)
+    surrogate = make(steps=60, num_inducing=40).fit(X, Y)
+    error = float((surrogate.predict(X_test).mean - Y_test).square().mean().sqrt())
+    assert error < 0.11  # the noise is 0.1
+    assert float(surrogate.noise_variance.sqrt()) == pytest.approx(0.1, rel=0.1)
+    evidence = surrogate.log_evidence()
+    assert evidence is not None
+    assert surrogate._basis.shape[0] <= 40  # what is kept does not grow with the rows
+    assert all(value.numel() < 20_000 for value in surrogate.save_state()["method"]["sums"].values())
+
+
+def test_updates_in_any_calls_are_one_update_and_the_basis_grows_to_its_limit() -> None:
+    X, Y = waves(60, 0)
+    new_X, new_Y = waves(50, 1)
+    start = make(steps=20, num_inducing=20, max_rows=40).fit(X, Y).save_state()
+    one, two = (make(steps=20, num_inducing=20, max_rows=40).load_state(start) for _ in range(2))
+    assert isinstance(one, DUESurrogate)
+    one.update(new_X, new_Y)
+    two.update(new_X[:15], new_Y[:15]).update(new_X[15:], new_Y[15:])
+    assert 20 < one._basis.shape[0] <= 40  # rows that the basis spans already do not join
+    assert two._basis.shape == one._basis.shape
+    X_test, _ = waves(20, 2)
+    torch.testing.assert_close(one.posterior(X_test).mean, two.posterior(X_test).mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(one.posterior(X_test).variance, two.posterior(X_test).variance, rtol=0, atol=1e-6)
+    assert one.log_evidence() == pytest.approx(two.log_evidence(), abs=1e-4)
+
+
+def test_conditioning_is_the_update_while_the_basis_grows() -> None:
+    X, Y = waves(60, 0)
+    new_X, new_Y = waves(8, 1)
+    surrogate = make(steps=20).fit(X, Y)
+    X_test, _ = waves(20, 2)
+    conditioned = surrogate.condition_on_observations(new_X, new_Y).posterior(X_test)
+    updated = surrogate.update(new_X, new_Y).posterior(X_test)
+    torch.testing.assert_close(updated.mean, conditioned.mean, rtol=0, atol=1e-3)
+    torch.testing.assert_close(updated.variance, conditioned.variance, rtol=0, atol=1e-4)
+
+
+def test_rings_are_classified_and_labels_update_online() -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(700, 2, generator=generator, dtype=torch.float64)
+    labels = ((X - 0.5).norm(dim=1, keepdim=True) * 6).floor().clamp_max(2)
+    surrogate = seqbdl.make_surrogate("due", 2, 3, likelihood="categorical", bounds=BOUNDS, steps=100, num_inducing=60)
+    surrogate.fit(X[:300], labels[:300])
+    test, truth = X[500:], labels[500:]
+
+    def score() -> tuple[float, float]:
+        probs = surrogate.predict(test).probs
+        assert probs is not None
+        return float((probs.argmax(-1, keepdim=True) == truth).double().mean()), float(
+            probs.gather(-1, truth.long()).log().mean()
+        )
+
+    accuracy, density = score()
+    assert accuracy > 0.9
+    assert surrogate.log_evidence() is not None
+    surrogate.update(X[300:400], labels[300:400]).update(X[400:500], labels[400:500])
+    more, better = score()
+    assert better > density
+    assert more > 0.9
+    assert surrogate.log_evidence() is None  # sites of old rows no longer know the new ones
+
+
+def test_draws_have_the_posteriors_moments() -> None:
+    X, Y = waves(60, 0)
+    surrogate = make(steps=20).fit(X, Y)
+    X_test = torch.rand(100, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    n = 1000
+    with torch.no_grad():
+        posterior = surrogate.posterior(X_test)
+        values = surrogate.sample_functions(n, torch.Generator().manual_seed(0))(X_test)
+    sd = posterior.variance.sqrt()
+    assert float(((values.mean(0) - posterior.mean) / sd).abs().max()) < 0.1 + 3.5 / n**0.5
+    assert float((values.std(0) / sd - 1).abs().max()) < 0.05 + 3.5 / (2 * n) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_single_and_double_precision_with_duplicated_rows(dtype: torch.dtype) -> None:
+    X, Y = waves(40, 0)
+    X, Y = X.repeat(3, 1).to(dtype), Y.repeat(3, 1).to(dtype)
+    posterior = make(steps=30).fit(X, Y).posterior(X)
+    assert posterior.mean.dtype == dtype
+    assert bool(posterior.mean.isfinite().all())
+    assert float((posterior.mean - Y).square().mean().sqrt()) < 0.2
+
+
+def test_options_are_checked() -> None:
+    for options in ({"network": ()}, {"network": "wide"}, {"num_inducing": 1}, {"steps": -1}, {"learning_rate": 0.0}):
+        with pytest.raises(InvalidOptionError):
+            make(**options)
