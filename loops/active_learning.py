@@ -120,7 +120,8 @@ class ActiveLearningLoop:
         self._options = dict(acquisition_options or {})
         self.generator = torch.Generator().manual_seed(seed)
         watched = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:_WATCHED]
-        self._watched, self._seen = watched.sort().values, None
+        self._watched = watched.sort().values
+        self._seen: Tensor | None = None
         self.history = LearningHistory(self.labels.class_names)
         self._rounds = 0
         self.last_batch: Batch | None = None
@@ -143,12 +144,12 @@ class ActiveLearningLoop:
     @property
     def labelled(self) -> list[int]:
         """Indices with a label, in the order in which they entered."""
-        return [int(record.point[INDEX]) for record in self.history.complete]
+        return [self.history.action(record) for record in self.history.complete]
 
     @property
     def pending(self) -> list[int]:
         """Indices that were asked and await their label."""
-        return [int(record.point[INDEX]) for record in self.history.pending]
+        return [self.history.action(record) for record in self.history.pending]
 
     @property
     def remaining(self) -> int:
@@ -163,7 +164,7 @@ class ActiveLearningLoop:
         return float(self.cost[self.labelled].sum())
 
     def _open(self) -> list[int]:
-        closed = self.forbidden | {int(record.point[INDEX]) for record in self.history}
+        closed = self.forbidden | {self.history.action(record) for record in self.history}
         return [index for index in range(len(self.space)) if index not in closed]
 
     def predict(self, items: Any = None) -> Prediction:
@@ -296,7 +297,7 @@ class ActiveLearningLoop:
             raise InvalidDataError("Yvar is known for some labels only; give it for all labels or for none")
         if variance is not None and not variance >= 0:
             raise InvalidDataError(f"Yvar is {variance}; it is a variance, at least 0")
-        waiting = {int(record.point[INDEX]): record for record in self.history.pending}
+        waiting = {self.history.action(record): record for record in self.history.pending}
         records = []
         for index, value, mark in told:
             record = waiting[index] if index in waiting else self.history.append(-1, {INDEX: index}, "told")
@@ -309,7 +310,7 @@ class ActiveLearningLoop:
         return records[0] if single else records
 
     def _check_told(self, indices: list[int]) -> None:
-        done = {int(record.point[INDEX]) for record in self.history if not record.open}
+        done = {self.history.action(record) for record in self.history if not record.open}
         for place, index in enumerate(indices):
             if index in indices[:place]:
                 raise InvalidDataError(f"index {index} stands twice; a point has one label")

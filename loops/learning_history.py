@@ -57,7 +57,9 @@ class LearningHistory(History):
 
     def action(self, record: Record) -> int:
         """The index that was asked."""
-        return int(record.point[INDEX])
+        index = record.point[INDEX]
+        assert isinstance(index, int)
+        return index
 
     def best(self) -> Record | None:
         """``None``: no label is better than another."""
@@ -98,7 +100,7 @@ class LearningHistory(History):
         table = super().frame().drop(columns=["feasible", "regret", "true_value"])
         if self.class_names:
             named = [None if np.isnan(value) else self.class_names[int(value)] for value in table[LABEL]]
-            table.insert(int(table.columns.get_loc(LABEL)) + 1, "class", named)  # type: ignore[arg-type]  # one column
+            table.insert(list(table.columns).index(LABEL) + 1, "class", named)
         nothing = (float("nan"), float("nan"))
         for place, name in enumerate(("score", "increment")):
             table[name] = [self.scores.get(record.step, nothing)[place] for record in self.records]

@@ -34,8 +34,7 @@ class Labels:
         """
         if classes is None:
             return Labels()
-        count = isinstance(classes, int) and not isinstance(classes, bool)
-        names = [str(i) for i in range(int(classes))] if count else [str(name) for name in classes]  # type: ignore[call-overload, union-attr]
+        names = [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
         if len(names) < 2 or len(set(names)) != len(names):
             raise InvalidOptionError(f"classes={classes!r}; give their number or their different names, at least two")
         return Labels(tuple(names))

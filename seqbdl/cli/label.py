@@ -105,7 +105,7 @@ def run_label(settings: LabelSettings, console: Console, read: Reader | None = N
     if settings.checkpoint.exists():
         loop.load_state_dict(load_tree(settings.checkpoint))
         console.print(f"Going on: {len(loop.labelled)} labels so far.", highlight=False)
-    known = {int(record.point["index"]) for record in loop.history if not record.open}
+    known = {loop.history.action(record) for record in loop.history if not record.open}
     fresh = {row: label for row, label in given.items() if row not in known}
     if fresh:
         loop.tell(list(fresh), list(fresh.values()))
