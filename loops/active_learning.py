@@ -15,7 +15,7 @@ from seqbdl.loops.conditioning import Conditioning, moments
 from seqbdl.loops.history import COMPLETE, FAILED, Record
 from seqbdl.loops.label_pool import INDEX, Features, LabelPool
 from seqbdl.loops.learning_history import LABEL, CurvePoint, LearningHistory
-from seqbdl.loops.learning_labels import Labels, check_rows, indices_of, read_test, read_told, surrogate_for
+from seqbdl.loops.learning_labels import Labels, check_rows, check_selection, indices_of, read_test, read_told, surrogate_for
 from seqbdl.loops.learning_metrics import class_metrics, class_probs, kappa, value_metrics
 from seqbdl.loops.outcomes import OutcomeSpec
 from seqbdl.loops.proposals import SpaceExhaustedError
@@ -59,7 +59,7 @@ class ActiveLearningLoop:
         subsample: How many randomly chosen open points compete in each ask; ``None``: all.
         seed: Of everything random.
         surrogate_options: For :func:`seqbdl.make_surrogate`, such as ``network=`` (your own module, fed with flattened rows).
-        acquisition_options: For :func:`seqbdl.acquisition.select_batch`, such as ``beta``.
+        acquisition_options: For :func:`seqbdl.acquisition.select_batch`, such as ``beta``, or ``features`` to cluster by.
 
     Raises:
         UnknownNameError: No surrogate or acquisition has that name.
@@ -92,9 +92,8 @@ class ActiveLearningLoop:
     ) -> None:
         self.space = pool if isinstance(pool, LabelPool) else LabelPool(pool, features)
         self.labels = Labels.build(classes)
-        if acquisition != "auto":
-            get_batch_acquisition(acquisition)
-        self.acquisition = acquisition
+        self._options = dict(acquisition_options or {})
+        self.acquisition = check_selection(acquisition, self.labels, targets is not None, self._options)
         self.seed, self.num_draws = seed, num_draws
         size = len(self.space)
         if initial is not None and (isinstance(initial, bool) or initial < 0):
@@ -117,7 +116,6 @@ class ActiveLearningLoop:
         options = dict(surrogate_options or {})
         model = surrogate_for(surrogate, self.space, self.labels, likelihood, noise, seed, options)
         self._model = Conditioning(model, self.space, OutcomeSpec.build("maximize", 1, 0, [LABEL]), check_refit(refit))
-        self._options = dict(acquisition_options or {})
         self.generator = torch.Generator().manual_seed(seed)
         watched = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:_WATCHED]
         self._watched = watched.sort().values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqbdl.errors import InvalidDataError, InvalidOptionError, ShapeError
+from seqbdl.acquisition.batches import get_batch_acquisition
+from seqbdl.errors import InvalidDataError, InvalidOptionError, ShapeError, UnknownNameError
 from seqbdl.loops.label_pool import LabelPool
 from seqbdl.surrogates import Surrogate, make_surrogate, surrogate_class
 
@@ -185,6 +187,29 @@ def _default_likelihood(surrogate: str, labels: Labels, known: Sequence[str]) ->
     if labels.num_classes == 2 and "bernoulli" in known:
         return "bernoulli"
     raise InvalidOptionError(f"surrogate={surrogate!r} knows no classes, only {', '.join(known)}; use 'laplace' or 'ensemble'")
+
+
+def check_selection(name: str, labels: Labels, has_targets: bool, options: Mapping[str, Any]) -> str:
+    """The name of a selection when it can be used on such labels, ``"auto"`` too, before any label is paid for.
+
+    Raises:
+        UnknownNameError: It does not exist, or has no such option.
+        InvalidOptionError: It is for other labels, or needs targets.
+    """
+    if name == "auto":
+        return name
+    entry = get_batch_acquisition(name)
+    select = entry.for_classes if labels.num_classes else entry.for_values
+    if select is None:
+        kind, other = ("classes", "real values") if labels.num_classes else ("real values", "classes")
+        raise InvalidOptionError(f"{entry.name} is for {other}; the labels are {kind}")
+    if entry.needs_targets and not has_targets:
+        raise InvalidOptionError(f"{entry.name} needs targets: inputs, without labels, from where the model will be used")
+    known = [p.name for p in inspect.signature(select).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in (*known, "features"):
+            raise UnknownNameError(f"option of {entry.name}", option, [*known, "features"])
+    return name
 
 
 def check_rows(name: str, values: object, size: int, what: str) -> Tensor:

@@ -296,6 +296,10 @@ def test_an_instance_is_a_surrogate_too() -> None:
     ("options", "error", "text"),
     [
         ({"acquisition": "BLAD"}, UnknownNameError, "unknown batch acquisition 'BLAD'"),
+        ({"acquisition": "MaxDet", "classes": 3}, InvalidOptionError, "MaxDet is for real values"),
+        ({"acquisition": "Margin"}, InvalidOptionError, "Margin is for classes"),
+        ({"acquisition": "EPIG"}, InvalidOptionError, "needs targets"),
+        ({"acquisition": "BALD", "acquisition_options": {"bta": 1}}, UnknownNameError, "unknown option of BALD 'bta'"),
         ({"surrogate": "gp", "classes": 3}, InvalidOptionError, "knows no classes"),
         ({"classes": 1}, InvalidOptionError, "at least two"),
         ({"classes": ["a", "a"]}, InvalidOptionError, "different names"),
