@@ -29,6 +29,7 @@ import gymnasium
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 import seqbdl.envs  # noqa: F401  (registers the environments)
 from seqbdl.loops import ActiveLearningLoop
@@ -229,6 +230,23 @@ def _count(value: float) -> str:
     return ">" if np.isinf(value) else f"{value:.0f}"
 
 
+def picture(frame: pd.DataFrame, task: Task, path: Path) -> None:
+    """Median accuracy over labels, one panel for each surrogate."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(task.surrogates), sharey=True)
+    for ax, surrogate in zip(axes, task.surrogates, strict=True):
+        for method in task.methods:
+            part = frame[(frame["surrogate"] == surrogate) & (frame["method"] == method)]
+            # a run ends at its goal, and keeps its last value from there on
+            table = part.pivot_table(index="labels", columns="seed", values="accuracy").ffill()
+            ax.plot(table.index, table.median(axis=1), label=method)
+        ax.set(title=surrogate, xlabel="labels")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy, median of seeds")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
 def small(task: Task) -> Task:
     """The same in seconds."""
     first = dict(list(task.surrogates.items())[:1])
@@ -242,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--surrogates", nargs="+", help="a choice of each task's surrogates")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS / "active_learning.csv", help="the .md stands beside it")
+    parser.add_argument("--picture", type=Path, help="draw the curves on repeated digits that the CSV holds, and run nothing")
     parser.add_argument("--quick", action="store_true", help="small sizes, writes nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -250,6 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     if options.out.exists() and not options.quick:
         rows = pd.read_csv(options.out).to_dict("records")
+    if options.picture is not None:
+        frame = pd.DataFrame(rows)
+        picture(frame[frame["task"] == "repeated-digits"], TASKS["repeated-digits"], options.picture)
+        return
     done = {tuple(row[key] for key in KEYS) for row in rows}
     command = f"python benchmarks/active_learning.py --seeds {seeds}"
     for seed in range(seeds):

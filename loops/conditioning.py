@@ -84,7 +84,7 @@ class Conditioning:
         values = [[*record.outcomes, *record.constraints] for record in rows]
         Y = torch.tensor(values, dtype=torch.double) * torch.tensor(self.outcomes.signs, dtype=torch.double)
         variances = [record.variances for record in rows if record.variances is not None]
-        return X, Y, torch.tensor(variances, dtype=torch.double) if variances else None
+        return X, Y.to(X.device), torch.tensor(variances, dtype=torch.double, device=X.device) if variances else None
 
     def predict(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Posterior mean and standard deviation of the outcomes, ``n x m`` each, in the user's units."""
