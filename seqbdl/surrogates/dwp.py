@@ -31,7 +31,8 @@ class DWPSurrogate(ParticleSurrogate):
 
     After training, ``num_components`` samples of the hidden layers are frozen as functions of the inputs; given each, the
     posterior is a Gaussian process, conditioned exactly on sums over the rows, and ``num_members / num_components`` functions
-    of it are the particles. ``update`` conditions every component exactly and weighs it by how well it had predicted.
+    of it are the particles. ``update`` conditions every component exactly and weighs it by how well it had predicted, tempered to
+    an effective sample size of ``min_ess``: among a few samples of the representation a single one would soon hold all weight.
 
     Args:
         network: Degrees of freedom of the hidden layers (the widths of a deep Gaussian process); ``None``: one layer of 3 or of
@@ -83,6 +84,7 @@ class DWPSurrogate(ParticleSurrogate):
         super().__init__(*args, network=layers, activation=activation, num_members=num_members, memory=memory, **kwargs)
         Z = torch.quasirandom.SobolEngine(self.input_dim, scramble=True, seed=self.seed).draw(_FIRST, dtype=torch.float64)
         self._elbo: Tensor | None = None
+        self._evidence = Z.new_zeros(num_components)  # log predictive densities of what came after the fit
         scales, noise = self._prior.scales, self._prior.noise
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
@@ -167,6 +169,7 @@ class DWPSurrogate(ParticleSurrogate):
         self._freeze(model, parameters, X[order], generator)
         self._sums = self._with_rows(self._sums, X, Y, variance)
         self._elbo = bound(model, parameters)
+        self._evidence = X.new_zeros(self.num_components)
         return self._coefficients(), X.new_zeros(self.num_members)
 
     def _with_rows(self, sums: InducingSums, X: Tensor, Y: Tensor, variance: Tensor) -> InducingSums:
@@ -187,7 +190,8 @@ class DWPSurrogate(ParticleSurrogate):
         self._sums = self._with_rows(grown, X, Y, variance)
         gained = (self._sums.bound - before).unflatten(0, (-1, S)).sum(0)
         self._elbo = None
-        return self._coefficients(), self._log_weights + gained.repeat(R)
+        self._evidence = self._evidence + gained
+        return self._coefficients(), tempered(self._evidence, self.min_ess).repeat(R)
 
     def _grown(self, sums: InducingSums, X: Tensor) -> InducingSums:
         """The sums on a basis that took in new rows: old sums stay beside zeros, in whitened coordinates."""
@@ -221,6 +225,7 @@ class DWPSurrogate(ParticleSurrogate):
             "basis": self._basis,
             "sums": self._sums.tree(),
             "elbo": self._elbo,
+            "evidence": self._evidence,
         }
 
     def _set_own_state(self, state: Mapping[str, Any]) -> None:
@@ -229,7 +234,27 @@ class DWPSurrogate(ParticleSurrogate):
         self._top = Features(**state["top"])
         self._heads, self._white, self._basis = state["heads"], state["white"], state["basis"]
         self._sums = InducingSums(**state["sums"])
-        self._elbo = state["elbo"]
+        self._elbo, self._evidence = state["elbo"], state["evidence"]
+
+
+def tempered(log_weights: Tensor, min_ess: float) -> Tensor:
+    """The largest power of the weights, at most 1, whose effective sample size is at least ``min_ess`` of their number.
+
+    Args:
+        log_weights: ``S``.
+        min_ess: A share, in (0, 1].
+    """
+
+    def share(power: float) -> float:
+        return float(1.0 / (power * log_weights).softmax(0).square().sum()) / log_weights.shape[0]
+
+    low, high = 0.0, 1.0
+    if share(high) >= min_ess:
+        return log_weights
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if share(middle) >= min_ess else (low, middle)
+    return low * log_weights
 
 
 def _factor(K: Tensor) -> Tensor:

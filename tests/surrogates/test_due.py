@@ -90,8 +90,9 @@ def test_updates_in_any_calls_are_one_update_and_the_basis_grows_to_its_limit() 
     assert 20 < one._basis.shape[0] <= 40  # rows that the basis spans already do not join
     assert two._basis.shape == one._basis.shape
     X_test, _ = waves(20, 2)
-    torch.testing.assert_close(one.posterior(X_test).mean, two.posterior(X_test).mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(one.posterior(X_test).variance, two.posterior(X_test).variance, rtol=0, atol=1e-6)
+    # The chunks' sums round differently, in numbers as large as rows over noise.
+    torch.testing.assert_close(one.posterior(X_test).mean, two.posterior(X_test).mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one.posterior(X_test).variance, two.posterior(X_test).variance, rtol=0, atol=1e-5)
     assert one.log_evidence() == pytest.approx(two.log_evidence(), abs=1e-4)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import seqbdl
 from seqbdl.errors import InvalidOptionError
 from seqbdl.surrogates import DWPSurrogate
+from seqbdl.surrogates.dwp import tempered
 
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 
@@ -72,11 +73,24 @@ def test_components_are_weighed_by_their_predictions_in_any_calls() -> None:
     torch.testing.assert_close(one.posterior(X).mean, two.posterior(X).mean, rtol=0, atol=1e-3)
     assert float(one._log_weights.std()) > 0  # they disagreed
     assert one.log_evidence() is None
-    X_test, Y_test = steps(200, 2)
-    before = make(network=(4,), steps=40).load_state(start)
-    assert float((one.predict(X_test).mean - Y_test).square().mean()) < float(
-        (before.predict(X_test).mean - Y_test).square().mean()
-    )
+    # Every component is the process of its kernel given all rows, the dense way.
+    X_test, _ = steps(30, 2)
+    scaling, rows = one._scaling, torch.cat([X, new_X])
+    outcomes = scaling.outcomes(torch.cat([Y, new_Y]))
+    phi, at_test = (one._layers.hidden(scaling.inputs(points)) for points in (rows, X_test))
+    C = one._top_kernel(phi, phi) + one._noise() * torch.eye(60).double()
+    expected = one._top_kernel(at_test, phi) @ torch.linalg.solve(C, outcomes)
+    state = one._sums.conditioning()
+    ours = one._top_kernel(at_test, one._basis) @ state.weights.unsqueeze(-1)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-3)
+
+
+def test_tempered_weights_keep_their_order_and_their_effective_number() -> None:
+    weights = torch.tensor([0.0, -3.0, -50.0, 2.0]).double()
+    kept = tempered(weights, 0.5)
+    assert torch.equal(kept.argsort(), weights.argsort())
+    assert float(1 / kept.softmax(0).square().sum()) == pytest.approx(2.0, abs=1e-3)
+    assert torch.equal(tempered(0.01 * weights, 0.5), 0.01 * weights)
 
 
 def test_two_layers_and_two_outputs() -> None:
