@@ -3,7 +3,7 @@
 import seqbdl.envs  # noqa: F401  (registers the environments with Gymnasium)
 from seqbdl.optimize import OptimizeResult, optimize
 from seqbdl.posteriors import FunctionDraws, Prediction
-from seqbdl.surrogates import Surrogate, list_surrogates, load, make_surrogate, register, save
+from seqbdl.surrogates import Surrogate, list_surrogates, load, make_surrogate, prior_from, register, save
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "load",
     "make_surrogate",
     "optimize",
+    "prior_from",
     "register",
     "save",
 ]

@@ -4,6 +4,7 @@ from seqbdl.surrogates import dispatch as dispatch
 from seqbdl.surrogates.anchored_ensemble import AnchoredEnsembleSurrogate
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
+from seqbdl.surrogates.carry import prior_from
 from seqbdl.surrogates.csghmc import CSGHMCSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.dkm import DKMSurrogate
@@ -107,6 +108,7 @@ __all__ = [
     "list_surrogates",
     "load",
     "make_surrogate",
+    "prior_from",
     "register",
     "save",
     "surrogate_class",
