@@ -54,8 +54,8 @@ def prior_from(
             (of ``lofi``: given the other weights at their mean, the correlations being dropped from the precision).
 
     Raises:
-        InvalidOptionError: An argument is out of range, the surrogate is a view or a fantasy, it cannot reset heads, or the rows to
-            fit again are no longer there.
+        InvalidOptionError: An argument is out of range, the surrogate is a view or a fantasy, it cannot reset heads, or the
+            rows to fit again are no longer there.
     """
     if not 0.0 <= temper <= 1.0 or not 0.0 <= inflate < float("inf"):
         raise InvalidOptionError(f"temper={temper} must be in [0, 1] and inflate={inflate} a number of at least 0")
@@ -69,7 +69,8 @@ def prior_from(
         if len(reset_heads):
             _reset(twin, reset_heads)
     twin._settle()
-    assert twin._X is not None and twin._Y is not None
+    assert twin._X is not None
+    assert twin._Y is not None
     twin._X, twin._Y, twin._Yvar = twin._X[:0], twin._Y[:0], None
     return twin
 
@@ -133,7 +134,8 @@ def _temper_kernel(twin: KernelSurrogate, share: float) -> None:
 
 def _refit(twin: Surrogate, share: float) -> None:
     X, Y = twin._X, twin._Y
-    assert X is not None and Y is not None
+    assert X is not None
+    assert Y is not None
     if X.shape[0] == 0:
         raise InvalidOptionError(
             f"temper, inflate: {twin.name!r} is tempered by its training rows, and this one has none; temper the surrogate that"

@@ -24,7 +24,8 @@ def test_full_trust_changes_no_answer_and_learns_on(name: str) -> None:
     new = seqbdl.prior_from(old)
     points = data(5, seed=3)[0]
     assert torch.equal(new.predict(points).mean, old.predict(points).mean)
-    assert new.train_inputs is not None and new.train_inputs[0].shape == (0, 2)
+    assert new.train_inputs is not None
+    assert new.train_inputs[0].shape == (0, 2)
     before = old.predict(points).mean
     more = data(4, seed=5)
     assert torch.equal(new.update(*more).predict(points).mean, old.__deepcopy__({}).update(*more).predict(points).mean)
