@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from seqbdl.envs.base import DecisionEnv, Evaluation
     from seqbdl.envs.labels import LabelPoolEnv, TableLabelEnv
     from seqbdl.envs.pool import TablePoolEnv
+    from seqbdl.envs.stream import StreamEnv
     from seqbdl.envs.synthetic import TestFunctionEnv
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluation",
     "LabelPoolEnv",
     "TableLabelEnv",
+    "StreamEnv",
     "TablePoolEnv",
     "TestFunctionEnv",
     "list_envs",
@@ -29,6 +31,7 @@ _LATER = {
     "DecisionEnv": "base",
     "Evaluation": "base",
     "LabelPoolEnv": "labels",
+    "StreamEnv": "stream",
     "TableLabelEnv": "labels",
     "TablePoolEnv": "pool",
     "TestFunctionEnv": "synthetic",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -20,6 +21,7 @@ class EnvInfo:
         available: whether all it needs is installed.
         install: the command that installs what it needs beyond seqbdl; empty when nothing.
         arguments: arguments that `gymnasium.make` must be given; empty for almost all.
+        kind: `"points"`: choose a point, see its outcome; `"stream"`: predict a chunk of inputs, see what they were.
     """
 
     id: str
@@ -27,6 +29,7 @@ class EnvInfo:
     available: bool
     install: str = ""
     arguments: tuple[str, ...] = ()
+    kind: str = "points"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ class _Entry:
     distribution: str = ""
     install: str = ""
     arguments: tuple[str, ...] = ()
+    kind: str = "points"
+    folder: str = ""  # of files that a system package brings
+
+
+def _images(summary: str, dataset: str, protocol: str) -> _Entry:
+    fashion = dataset == "fashion-mnist"
+    return _Entry(
+        summary,
+        "seqbdl.envs.image_stream:ImageStreamEnv",
+        {"dataset": dataset, "protocol": protocol},
+        install="apt-get install dataset-fashion-mnist" if fashion else "",
+        kind="stream",
+        folder="/usr/share/datasets/fashion-mnist" if fashion else "",
+    )
 
 
 def _synthetic(summary: str, function: str, **options: Any) -> _Entry:
@@ -116,6 +133,19 @@ _ENTRIES: dict[str, _Entry] = {
         "seqbdl.envs.labels:TableLabelEnv",
         arguments=("table", "target"),
     ),
+    # Streams
+    "SplitDigits": _images("digits, two classes at a time", "digits", "split"),
+    "PermutedDigits": _images("digits whose pixels are permuted anew for every task", "digits", "permuted"),
+    "RotatedDigits": _images("digits that turn from task to task", "digits", "rotated"),
+    "SplitFashionMNIST": _images("clothes, two classes at a time", "fashion-mnist", "split"),
+    "PermutedFashionMNIST": _images("clothes whose pixels are permuted anew for every task", "fashion-mnist", "permuted"),
+    "RotatedFashionMNIST": _images("clothes that turn from task to task", "fashion-mnist", "rotated"),
+    "PiecewiseRegression": _Entry(
+        "a curve that is another one after every hundredth row", "seqbdl.envs.stream:PiecewiseRegressionEnv", kind="stream"
+    ),
+    "DriftingLinear": _Entry(
+        "a linear function whose coefficients walk at random", "seqbdl.envs.stream:DriftingLinearEnv", kind="stream"
+    ),
     # Formulas with many inputs
     "NetworkDraw": _Entry("a random network of 400 inputs", "seqbdl.envs.synthetic:NetworkDrawEnv"),
     "EmbeddedHartmann6": _Entry("60 inputs of which six matter", "seqbdl.envs.synthetic:EmbeddedHartmannEnv"),
@@ -186,12 +216,22 @@ def register_all() -> None:
             gymnasium.register(env_id(name), entry_point=entry.entry_point, kwargs=dict(entry.kwargs))
 
 
-def list_envs() -> list[EnvInfo]:
-    """Every problem of this package, whether or not what it needs is installed."""
-    return [EnvInfo(env_id(name), e.summary, _installed(e.distribution), e.install, e.arguments) for name, e in _ENTRIES.items()]
+def list_envs(kind: str | None = "points") -> list[EnvInfo]:
+    """Every problem of this package, whether or not what it needs is installed.
+
+    Args:
+        kind: only those of this kind, `"points"` or `"stream"` (see `EnvInfo`); `None`: all.
+    """
+    return [
+        EnvInfo(env_id(name), e.summary, _installed(e.distribution, e.folder), e.install, e.arguments, e.kind)
+        for name, e in _ENTRIES.items()
+        if kind in (None, e.kind)
+    ]
 
 
-def _installed(distribution: str) -> bool:
+def _installed(distribution: str, folder: str = "") -> bool:
+    if folder:
+        return Path(folder).is_dir()
     if not distribution:
         return True
     try:

@@ -1,0 +1,132 @@
+"""Streams: Gymnasium's check, tasks as promised, scores by hand, positions that can be restored."""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqbdl.envs import EnvInfo, list_envs
+from seqbdl.envs.image_stream import ImageStreamEnv, read_idx
+from seqbdl.envs.stream import DriftingLinearEnv
+
+STREAMS = list_envs("stream")
+
+
+@pytest.fixture(params=STREAMS, ids=lambda info: info.id)
+def env(request: pytest.FixtureRequest) -> Any:
+    info: EnvInfo = request.param
+    if not info.available:
+        pytest.skip(f"needs: {info.install}")
+    return gymnasium.make(info.id).unwrapped
+
+
+def good(env: Any) -> np.ndarray:
+    if env.num_classes is None:
+        return np.tile([0.0, 1.0], (env.chunk, 1))
+    return np.full((env.chunk, env.num_classes), 1.0 / env.num_classes)
+
+
+def test_gymnasium_check(env: Any) -> None:
+    expected = ("symmetric and normalized space", "maximum value is infinity", "minimum value is -infinity", "action_space.high")
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        check_env(env)
+    texts = [str(remark.message) for remark in remarks]
+    assert [text for text in texts if not any(part in text for part in expected)] == []
+
+
+def test_a_stream_runs_to_its_end_and_continues_from_any_place(env: Any) -> None:
+    observation, _ = env.reset(seed=3)
+    first = observation
+    seen = []
+    middle = min(7, env.num_steps - 1)
+    for step in range(env.num_steps):
+        if step == middle:
+            position, there = env.get_position(), observation
+        observation, reward, ended, _, info = env.step(good(env))
+        outcome = info["outcome"]
+        seen.append((outcome["task"], outcome["changed"], outcome["last"]))
+        assert outcome["Y"].shape == (env.chunk, 1)
+        assert np.isfinite(reward)
+        assert ended == (step == env.num_steps - 1)
+    assert [i for i, (_, changed, _) in enumerate(seen) if changed][1:] == env.changes
+    assert sum(last for *_, last in seen) == len(env.tasks)
+    with pytest.raises(ValueError, match="ended"):
+        env.step(good(env))
+    other: Any = gymnasium.make(env.spec.id).unwrapped
+    other.reset(seed=99)
+    assert np.array_equal(other.set_position(position), there)
+    assert np.array_equal(env.reset(seed=3)[0], first)
+
+
+def test_scores_by_hand() -> None:
+    env = DriftingLinearEnv(dim=1, length=4, chunk=2)
+    env.reset(seed=0)
+    y = env.tasks[0].Y[:2, 0]
+    _, reward, *_ = env.step([[y[0], 2.0], [y[1] + 1.0, 1.0]])
+    assert reward == pytest.approx(0.5 * (-np.log(2.0) - 0.5 - np.log(2 * np.pi)))
+    digits = ImageStreamEnv(chunk=1)
+    digits.reset(seed=0)
+    weights = np.full(10, 0.1)
+    weights[int(digits.tasks[0].Y[0, 0])] = 1.1
+    _, reward, *_ = digits.step(weights[None])
+    assert reward == pytest.approx(np.log(1.1 / 2.0))
+
+
+def test_image_tasks() -> None:
+    split = ImageStreamEnv(scenario="domain")
+    split.reset(seed=0)
+    assert all(set(task.Y.ravel()) == {0.0, 1.0} for task in split.tasks)
+    whole = ImageStreamEnv(protocol="permuted", num_tasks=2, per_task=50, per_test=20)
+    whole.reset(seed=0)
+    assert whole.tasks[1].X.shape == (50, 64)
+    np.testing.assert_allclose(sorted(whole.tasks[0].X.mean(0)), sorted(whole.tasks[0].X.mean(0)))
+    images = whole._images[0].reshape(-1, 64)
+    assert any((whole.tasks[0].X[0] == image).all() for image in images)
+    assert any((np.sort(whole.tasks[1].X[0]) == np.sort(image)).all() for image in images)
+    turned = ImageStreamEnv(protocol="rotated", num_tasks=2)
+    turned.reset(seed=0)
+    square = turned.tasks[1].X[0].reshape(8, 8)  # by 90 degrees: no pixel is interpolated
+    assert any(np.allclose(square, np.rot90(image, k)) for image in whole._images[0] for k in (1, 3))
+
+
+def test_files_in_idx_format(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    head = bytes([0, 0, 8, 3]) + np.array(array.shape, ">i4").tobytes()
+    (tmp_path / "a.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    assert np.array_equal(read_idx(tmp_path / "a.gz"), array)
+    with pytest.raises(ValueError, match="apt-get install"):
+        ImageStreamEnv("fashion-mnist", folder=str(tmp_path))
+
+
+@given(kind=st.sampled_from(["shape", "nan", "spread", "negative"]))
+@settings(max_examples=8, deadline=None)
+def test_bad_actions(kind: str) -> None:
+    env = DriftingLinearEnv(length=5) if kind == "spread" else ImageStreamEnv(chunk=2)
+    env.reset(seed=0)
+    action = good(env)
+    if kind == "shape":
+        action = action[:1]
+    elif kind == "nan":
+        action[0, 0] = np.nan
+    elif kind == "spread":
+        action[0, 1] = 0.0
+    else:
+        action[1, 2] = -1.0
+    with pytest.raises(ValueError, match="action"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("options", [{"protocol": "x"}, {"dataset": "x"}, {"scenario": "task"}, {"num_tasks": 6}, {"chunk": 0}])
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ImageStreamEnv(**options)
