@@ -42,7 +42,7 @@ class ActiveLearningLoop:
             :class:`seqbdl.loops.label_pool.LabelPool`.
         surrogate: A registered name, or an instance for the pool's (flattened) inputs.
         acquisition: A name of :func:`seqbdl.acquisition.list_batch_acquisitions`; ``"auto"``: ``EPIG`` with targets, else
-            ``BatchBALD``, of classes in batches over 10 ``PowerBALD``.
+            ``BatchBALD``, of classes in batches over 10 ``PowerBALD``, of counts ``LCMD``.
         classes: The number of classes, or their names; ``None``: labels are real values.
         features: Turns items into numbers, such as a pretrained encoder.
         targets: Inputs from where the model will be used, for acquisitions that need them; made like the pool.
@@ -93,6 +93,7 @@ class ActiveLearningLoop:
         self.space = pool if isinstance(pool, LabelPool) else LabelPool(pool, features)
         self.labels = Labels.build(classes)
         self._options = dict(acquisition_options or {})
+        self._counts = likelihood == "poisson"
         self.acquisition = check_selection(acquisition, self.labels, targets is not None, self._options)
         self.seed, self.num_draws = seed, num_draws
         size = len(self.space)
@@ -221,8 +222,10 @@ class ActiveLearningLoop:
     def _method(self, n: int) -> str:
         if self.acquisition != "auto":
             return get_batch_acquisition(self.acquisition).name
-        if self.targets is not None:
+        if self.targets is not None and not self._counts:
             return "EPIG"
+        if self._counts:
+            return "LCMD"  # needs no variance of the noise, which counts do not have
         return "PowerBALD" if self.labels.num_classes and n > LARGE_BATCH else "BatchBALD"
 
     def _at_random(self, free: list[int], n: int) -> list[int]:

@@ -141,6 +141,26 @@ def test_choosing_pays_where_information_is_rare() -> None:
     assert errors["BatchBALD"] < 0.5 * errors["Random"]
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "acquisition", "classes"),
+    [
+        ("bernoulli", "BatchBALD", 2),
+        ("heteroscedastic", "BatchBALD", None),
+        ("poisson", "auto", None),
+        ("poisson", "EpistemicVariance", None),
+    ],
+)
+def test_other_likelihoods(likelihood: str, acquisition: str, classes: int | None) -> None:
+    y = kind(POOL) if classes is None else (POOL[:, 0] > 0.5).long()
+    options: dict[str, Any] = {"likelihood": likelihood, "classes": classes, "test": (POOL, y), "surrogate_options": LAPLACE}
+    loop = ActiveLearningLoop(POOL, "laplace", acquisition, initial=6, num_draws=20, **options)
+    for _ in range(4):
+        asked = loop.ask(n=3)
+        loop.tell(asked, y[asked])
+    assert loop.history.curve[-1].labels == 12
+    assert np.isfinite(loop.history.curve[-1].metrics["nll"])
+
+
 # -- labels late and in part
 
 
