@@ -256,7 +256,7 @@ def train_wishart(
             loss = -bound - log_hyper_prior(replace(scales, noise=scales.noise.mean(0, keepdim=True)), None)
             if noise is None:
                 loss = loss + 0.5 * (parameters["noise"] - start["noise"]).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if all(p.grad is None or bool(p.grad.isfinite().all()) for p in free):
             optimizer.step()
         schedule.step()

@@ -262,7 +262,7 @@ def train_bound(
             f, variance = moments(A, diagonal, mean, factor)
             fit = n / rows.shape[0] * expected_log_prob(likelihood, f, variance, Y[rows], noise_at(rows)).sum()
             loss = penalty(parameters) - fit
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if all(p.grad is None or bool(p.grad.isfinite().all()) for p in free):
             optimizer.step()
         if held.numel() and (step % settings.check_every == 0 or step == settings.steps):

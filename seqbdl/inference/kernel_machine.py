@@ -218,7 +218,7 @@ def _ascend(objective: Callable[[Tensor, bool], Tensor], theta0: Tensor, setting
         optimizer.zero_grad()
         with torch.enable_grad():
             loss = -objective(theta, True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if theta.grad is not None and bool(theta.grad.isfinite().all()):
             optimizer.step()
     return theta.detach()

@@ -36,7 +36,7 @@ class DWPSurrogate(ParticleSurrogate):
 
     Args:
         network: Degrees of freedom of the hidden layers (the widths of a deep Gaussian process); ``None``: one layer of 3 or of
-            10, whichever has the higher bound after half the steps.
+            10, whichever has the higher bound after a quarter of the steps.
         num_components: ``S``, samples of the hidden layers.
         num_inducing: ``P``, rows at which Gram matrices are sampled.
         steps: Adam steps.
@@ -152,16 +152,17 @@ class DWPSurrogate(ParticleSurrogate):
             return log_bound(model, parameters, X[few], Y[few], own, n / few.shape[0], _BOUND_SAMPLES, generator)
 
         contest = (self._given_nus,) if self._given_nus else _CANDIDATES
-        half = replace(self.settings, steps=self.settings.steps // (1 if len(contest) == 1 else 2))
+        short = replace(self.settings, steps=self.settings.steps // (1 if len(contest) == 1 else 4))
         fits = []
         for nus in contest:
             model = DeepWishart(nus, self._builder.activation, X[picks])
             start = start_parameters(model, scales, noise, Y[picks], n / picks.shape[0], generator)
-            parameters = train_wishart(model, start, X, Y, known, generator, half)
+            parameters = train_wishart(model, start, X, Y, known, generator, short)
             fits.append((bound(model, parameters) if len(contest) > 1 else 0.0, model, parameters))
         _, model, parameters = max(fits, key=lambda fit: float(fit[0]))
         if len(contest) > 1:
-            parameters = train_wishart(model, parameters, X, Y, known, generator, half)
+            rest = replace(self.settings, steps=self.settings.steps // 2)
+            parameters = train_wishart(model, parameters, X, Y, known, generator, rest)
         self.nus = model.nus
         if learned:
             self._prior = replace(self._prior, noise=parameters["noise"].exp())
