@@ -8,7 +8,8 @@ Chen 2000), which for a posterior ``q`` in proportion to ``p0 L`` is ``p0 L^b``:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from seqbdl.posteriors.joint_gaussian import safe_cholesky
 from seqbdl.posteriors.mean_field import MeanField
 from seqbdl.posteriors.operators import LowRank
 from seqbdl.surrogates.base import Surrogate
+from seqbdl.surrogates.bayesian_last_layer import _KNOWN, _SHAPE, BayesianLastLayerSurrogate
 from seqbdl.surrogates.filter import FilterSurrogate
 from seqbdl.surrogates.fsvi import FSVISurrogate
 from seqbdl.surrogates.inducing import InducingSurrogate
@@ -32,6 +34,7 @@ from seqbdl.surrogates.variational import VariationalSurrogate
 
 AnySurrogate = TypeVar("AnySurrogate", bound=Surrogate)
 
+_NOISES = ("_noise_inner", "_learned_noise", "_noise_factor", "_member_noise")  # where methods keep noise that they learned
 _NOTHING = 1e-9  # the share of a row's likelihood that counts as none
 
 
@@ -42,7 +45,8 @@ def prior_from(
 
     Filters and mean fields mix natural parameters, Gaussian processes raise the noise of the rows that they hold: exact.
     All others are fitted again to the rows that they were trained on, whose noise variances are divided by ``temper`` (of labels
-    and counts: to so large a random share of the rows), which costs a fit and assumes that those rows are at hand.
+    and counts: to so large a random share of the rows), which costs a fit and assumes that those rows are at hand; of ``swag``,
+    ``multiswag`` and ``mc-dropout``, whose spread step sizes and rates decide, it moves the mean and not the spread.
     Scales of inputs and outcomes stay. ``train_inputs`` of the result are empty; its ``log_evidence()`` says nothing.
 
     Args:
@@ -141,16 +145,51 @@ def _refit(twin: Surrogate, share: float) -> None:
             f"temper, inflate: {twin.name!r} is tempered by its training rows, and this one has none; temper the surrogate that"
             " was trained"
         )
-    scaling, generator = replace(twin._scaling), twin.generator
     if twin._lik.has_noise:
         variance = twin._known_variances(twin._Yvar, Y) / max(share, _NOTHING)
-        inner = scaling.variances(variance)
+        inner = twin._scaling.variances(variance)
         picks = torch.arange(X.shape[0])
     else:
         count = max(1, round(share * X.shape[0]))
-        picks, inner = torch.randperm(X.shape[0], generator=generator)[:count].sort().values, None
-    with torch.enable_grad():
-        twin._fit(scaling.inputs(X[picks]), scaling.outcomes(Y[picks]), inner)
+        picks, inner = torch.randperm(X.shape[0], generator=twin.generator)[:count].sort().values, None
+        variance = None
+    kept = {name: getattr(twin, name) for name in _NOISES if hasattr(twin, name)}
+    known, twin._Yvar = twin._Yvar, variance
+    with _hyperparameters_held(twin), torch.enable_grad():
+        twin._fit(twin._scaling.inputs(X[picks]), twin._scaling.outcomes(Y[picks]), inner)
+    for name, value in kept.items():  # the noise of new rows: only the old ones are trusted less
+        setattr(twin, name, value)
+    twin._Yvar = known
+    if isinstance(twin, BayesianLastLayerSurrogate):
+        _temper_head(twin, X, Y, max(share, _NOTHING))
+
+
+@contextmanager
+def _hyperparameters_held(twin: Surrogate) -> Iterator[None]:
+    """Fits inside keep the scales and the noise that networks have already."""
+    names = [name for name in ("_builder", "_prior_builder") if hasattr(twin, name)]
+    kept = {name: getattr(twin, name) for name in names}
+    for name, prior in (("_builder", "_prior"), ("_prior_builder", "_function_prior")):
+        if name in kept:
+            held, known = copy.copy(kept[name]), getattr(twin, prior)
+            held.__dict__["learn"] = lambda *args, known=known, **options: known
+            setattr(twin, name, held)
+    try:
+        yield
+    finally:
+        for name, builder in kept.items():
+            setattr(twin, name, builder)
+
+
+def _temper_head(twin: BayesianLastLayerSurrogate, X: Tensor, Y: Tensor, share: float) -> None:
+    """The power of the normal-inverse-gamma posterior: every row counts for ``share`` of one, in head and noise."""
+    features, outcomes = twin._features(twin._scaling.inputs(X)), twin._scaling.outcomes(Y)
+    known = twin._Yvar is not None or twin.fixed_noise is not None
+    variance = twin._scaling.variances(twin._known_variances(twin._Yvar, Y)) if known else twin._prior.noise.expand_as(outcomes)
+    twin._reference = variance.mean()
+    relative = twin._relative(outcomes, variance if known else None) / share
+    head = twin._fit_head(features, outcomes, relative, _KNOWN if known else _SHAPE)
+    twin._head = replace(head, a=head.a - 0.5 * (1.0 - share) * X.shape[0])
 
 
 def _reset(twin: Surrogate, heads: Sequence[int]) -> None:

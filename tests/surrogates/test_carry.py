@@ -40,6 +40,19 @@ def test_spread_grows_as_trust_falls(name: str) -> None:
     assert spreads[0] < spreads[1] < spreads[2]
 
 
+@pytest.mark.parametrize("name", list(SMALL))
+def test_the_noise_of_new_rows_stays_and_spread_does_not_shrink(name: str) -> None:
+    old = make(name).fit(*data(14))
+    points = data(20, seed=3)[0]
+    new = seqbdl.prior_from(old, temper=0.05)
+    if name != "bayesian-last-layer":  # whose noise is part of the posterior that is tempered
+        torch.testing.assert_close(new.noise_variance, old.noise_variance)
+    if name not in ("swag", "multiswag", "mc-dropout"):  # whose spread is set by step sizes, or by a rate, not by rows
+        assert float(new.predict(points).epistemic_std.mean()) > float(old.predict(points).epistemic_std.mean())
+    new.update(*data(14))
+    assert float((new.predict(points).mean - old.predict(points).mean).square().mean().sqrt()) < 1.0
+
+
 def test_a_tempered_process_is_one_with_more_noise() -> None:
     X, Y = data(12)
     old = make("gp", noise=0.01).fit(X, Y)
