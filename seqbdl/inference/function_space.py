@@ -1,9 +1,12 @@
 """The posterior over function values at a batch of inputs, and particles that move by their values there.
 
-A step looks at a batch of data rows and at a few random inputs besides. ``d log p(f | y) / d f`` is the likelihood's score, scaled so
-that the batch speaks for all data, plus the score of the function prior at these inputs; its curvature is the metric in which
-particles see one another (:mod:`seqbdl.inference.repulsion`). A direction ``phi`` in function space moves the weights along ``J^T phi``,
-one vector-Jacobian product (Wang et al. 2019, function space particle optimization; D'Angelo and Fortuin 2021).
+A step looks at a batch of data rows and at a few random inputs besides. ``d log p(f | y) / d f`` is the likelihood's score, scaled
+so that the batch speaks for all data, plus the score of the function prior at these inputs; its curvature is the metric in which
+particles see one another (:mod:`seqbdl.inference.repulsion`). A direction ``phi`` in function space moves the weights along
+``J^T phi``, one vector-Jacobian product (Wang et al. 2019, function space particle optimization; D'Angelo and Fortuin 2021).
+
+With all rows in every step the target is the posterior over the values at the rows and these inputs. With batches it is that of a
+batch that stands for all data: rows outside it are not seen, as in the papers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What interacting particles feel of one another: kernels with the median bandwidth, and estimates of their own density's score.
 
-Particles are vectors ``x_i``, ``S x D``; kernels are ``k_ij = exp(-|x_i - x_j|^2_A / h)`` in a metric ``A``, a positive matrix that
-enters by its products ``A x_i`` alone. The bandwidth is ``h = median |x_i - x_j|^2_A / log(S + 1)`` (Liu and Wang 2016), a constant
-to all gradients. With ``A`` the precision of a Gaussian target this is the kernel in coordinates in which the target is white
+Particles are vectors ``x_i``, ``S x D``; kernels are ``k_ij = exp(-|x_i - x_j|^2_A / h)`` in a metric ``A``, a positive matrix
+that enters by its products ``A x_i`` alone. The bandwidth is ``h = median |x_i - x_j|^2_A / log(S + 1)`` (Liu and Wang 2016), a
+constant to all gradients. With ``A`` the precision of a Gaussian target this is the kernel in coordinates in which the target is white
 (Wang et al. 2019, matrix-valued kernels).
 
 Few particles in many dimensions know little about the score of their density: every estimate falls short, and the particles

@@ -2,8 +2,8 @@
 
 ``phi_i = 1/S sum_j [k(x_j, x_i) d log p(x_j | y) / d x_j + d k(x_j, x_i) / d x_j]``.
 
-With fewer particles than dimensions their spread collapses: of a standard normal in 50 dimensions 20 particles keep a twentieth of the
-variance (Ba et al. 2022). In the space of weights that is a matter of course; the last layer has fewer, and in function space a
+With fewer particles than dimensions their spread collapses: of a standard normal in 50 dimensions 20 particles keep a twentieth of
+the variance (Ba et al. 2022). In the space of weights that is a matter of course; the last layer has fewer, and in function space a
 metric and a factor on the repulsion keep the spread (see :mod:`seqbdl.inference.repulsion`).
 """
 

@@ -34,10 +34,12 @@ from seqbdl.surrogates.registry import (
     surrogate_class,
     surrogate_options,
 )
+from seqbdl.surrogates.repulsive_ensemble import RepulsiveEnsembleSurrogate
 from seqbdl.surrogates.sghmc import SGHMCSurrogate
 from seqbdl.surrogates.sgld import SGLDSurrogate
 from seqbdl.surrogates.subnetwork_laplace import SubnetworkLaplaceSurrogate
 from seqbdl.surrogates.subspace import SubspaceSurrogate
+from seqbdl.surrogates.svgd import SVGDSurrogate
 from seqbdl.surrogates.swag import MultiSwagSurrogate, SwagSurrogate
 from seqbdl.surrogates.vbll import VBLLSurrogate
 
@@ -47,6 +49,8 @@ for _cls in (
     EnsembleSurrogate,
     AnchoredEnsembleSurrogate,
     EnsemblePlusSurrogate,
+    RepulsiveEnsembleSurrogate,
+    SVGDSurrogate,
     LaplaceSurrogate,
     LastLayerLaplaceSurrogate,
     SubnetworkLaplaceSurrogate,
@@ -90,6 +94,8 @@ __all__ = [
     "MFVISurrogate",
     "AnchoredEnsembleSurrogate",
     "EnsemblePlusSurrogate",
+    "RepulsiveEnsembleSurrogate",
+    "SVGDSurrogate",
     "LoFiSurrogate",
     "EKFSurrogate",
     "BayesianLastLayerSurrogate",

@@ -17,6 +17,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ensemble": {"network": (16, 16), "num_members": 8},
     "anchored-ensemble": {"network": (16, 16), "num_members": 8},
     "ensemble-plus": {"network": (16, 16), "num_members": 8},
+    "repulsive-ensemble": {"network": (16, 16), "num_members": 8, "steps": 20, "num_inputs": 8},
+    "svgd": {"network": (16, 16), "num_members": 8, "steps": 20, "num_inputs": 8},
     "laplace": {"network": (16, 16)},
     "last-layer-laplace": {"network": (16, 16), "num_networks": 2},
     "subnetwork-laplace": {"network": (16, 16), "num_weights": 128},

@@ -14,7 +14,7 @@ import seqbdl
 from seqbdl.errors import StateError
 
 NAMES = ["laplace", "ensemble", "hmc", "bayesian-last-layer", "dkl", "ekf", "lofi", "epinet", "hypermodel"]
-NAMES += ["swag", "multiswag", "subspace", "mc-dropout"]
+NAMES += ["swag", "multiswag", "subspace", "mc-dropout", "repulsive-ensemble", "svgd"]
 SMALL: dict[str, dict[str, Any]] = {
     "ensemble": {"num_members": 4},
     "hmc": {"num_members": 8, "num_chains": 4, "warmup": 3, "samples": 2},
@@ -24,6 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "multiswag": {"num_members": 8, "num_starts": 2, "burn_in": 10, "iterates": 6, "spacing": 2, "scale": 1.0},
     "subspace": {"num_members": 8, "rank": 4, "burn_in": 10, "iterates": 6, "warmup": 2, "thin": 1, "temperature": 1.0},
     "mc-dropout": {"num_members": 8, "steps": 10, "rate": 0.3},
+    "repulsive-ensemble": {"num_members": 4, "steps": 10, "num_inputs": 8},
+    "svgd": {"num_members": 4, "steps": 10, "num_inputs": 8},
 }
 BOUNDS = torch.tensor([[0.0] * 4, [1.0] * 4], dtype=torch.float64)
 
