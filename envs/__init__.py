@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from seqbdl.envs.registry import EnvInfo, list_envs, register_all
 
 if TYPE_CHECKING:
+    from seqbdl.envs.bandit import BanditEnv
+    from seqbdl.envs.bandit_table import ClassificationBanditEnv, DelayedFeedback
     from seqbdl.envs.base import DecisionEnv, Evaluation
     from seqbdl.envs.labels import LabelPoolEnv, TableLabelEnv
     from seqbdl.envs.pool import TablePoolEnv
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from seqbdl.envs.synthetic import TestFunctionEnv
 
 __all__ = [
+    "BanditEnv",
+    "ClassificationBanditEnv",
+    "DelayedFeedback",
     "DecisionEnv",
     "EnvInfo",
     "Evaluation",
@@ -28,6 +33,9 @@ __all__ = [
 ]
 
 _LATER = {
+    "BanditEnv": "bandit",
+    "ClassificationBanditEnv": "bandit_table",
+    "DelayedFeedback": "bandit_table",
     "DecisionEnv": "base",
     "Evaluation": "base",
     "LabelPoolEnv": "labels",

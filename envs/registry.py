@@ -21,7 +21,8 @@ class EnvInfo:
         available: whether all it needs is installed.
         install: the command that installs what it needs beyond seqbdl; empty when nothing.
         arguments: arguments that `gymnasium.make` must be given; empty for almost all.
-        kind: `"points"`: choose a point, see its outcome; `"stream"`: predict a chunk of inputs, see what they were.
+        kind: `"points"`: choose a point, see its outcome; `"stream"`: predict a chunk of inputs, see what they were;
+            `"bandit"`: play an arm in a context, see its reward.
     """
 
     id: str
@@ -69,6 +70,10 @@ def _labels(summary: str, dataset: str, **options: Any) -> _Entry:
     return _Entry(summary, "seqbdl.envs.labels:SklearnLabelEnv", {"dataset": dataset, **options})
 
 
+def _bandit(summary: str, where: str, **options: Any) -> _Entry:
+    return _Entry(summary, f"seqbdl.envs.{where}", options, kind="bandit")
+
+
 def _bocode(summary: str, table: str) -> _Entry:
     return _table(summary, table, "bocode", "1.0.1")
 
@@ -76,6 +81,8 @@ def _bocode(summary: str, table: str) -> _Entry:
 def _olympus(summary: str, table: str) -> _Entry:
     return _table(summary, table, "olymp", "0.0.1b0")
 
+
+_TABLE = "bandit_table:ClassificationBanditEnv"
 
 # Entry points are text, so that importing seqbdl.envs imports neither BoTorch nor scikit-learn.
 _ENTRIES: dict[str, _Entry] = {
@@ -145,6 +152,29 @@ _ENTRIES: dict[str, _Entry] = {
     ),
     "DriftingLinear": _Entry(
         "a linear function whose coefficients walk at random", "seqbdl.envs.stream:DriftingLinearEnv", kind="stream"
+    ),
+    # Bandits
+    "WheelBandit": _bandit("five arms, of which four pay off in rare corners of a disc", "bandit:WheelBanditEnv"),
+    "AbruptWheelBandit": _bandit(
+        "the wheel, whose corners change hands every 500 rounds", "bandit:WheelBanditEnv", change_every=500
+    ),
+    "LinearBandit": _bandit("eight arms whose rewards are linear in ten numbers", "bandit:LinearBanditEnv"),
+    "SparseLinearBandit": _bandit(
+        "seven arms, each of which cares for three of ten numbers", "bandit:LinearBanditEnv", num_arms=7, nonzero=3
+    ),
+    "DriftingLinearBandit": _bandit("eight linear arms whose coefficients drift", "bandit:LinearBanditEnv", drift=0.01),
+    "AbruptLinearBandit": _bandit(
+        "eight linear arms that are others after every 500 rounds", "bandit:LinearBanditEnv", change_every=500
+    ),
+    "NeuralTestbedBandit": _bandit("a hundred points of the plane, won or lost", "bandit:NeuralTestbedBanditEnv"),
+    "DigitsBandit": _bandit("say which digit an image shows, told only right or wrong", _TABLE, dataset="digits"),
+    "WineBandit": _bandit("say which wine it is, told only right or wrong", _TABLE, dataset="wine"),
+    "BreastCancerBandit": _bandit("benign or malignant, told only right or wrong", _TABLE, dataset="breast_cancer"),
+    "ClassificationBandit": _Entry(
+        "your own table of rows and classes as a bandit",
+        f"seqbdl.envs.{_TABLE}",
+        arguments=("X", "y"),
+        kind="bandit",
     ),
     # Formulas with many inputs
     "NetworkDraw": _Entry("a random network of 400 inputs", "seqbdl.envs.synthetic:NetworkDrawEnv"),
@@ -220,7 +250,7 @@ def list_envs(kind: str | None = "points") -> list[EnvInfo]:
     """Every problem of this package, whether or not what it needs is installed.
 
     Args:
-        kind: only those of this kind, `"points"` or `"stream"` (see `EnvInfo`); `None`: all.
+        kind: only those of this kind, `"points"`, `"stream"` or `"bandit"` (see `EnvInfo`); `None`: all.
     """
     return [
         EnvInfo(env_id(name), e.summary, _installed(e.distribution, e.folder), e.install, e.arguments, e.kind)
