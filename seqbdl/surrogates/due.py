@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.inference.features import fourier_draw, squared_exponential
 from seqbdl.inference.inducing import BoundFit, BoundSettings, Parameters, spread_rows, train_bound
+from seqbdl.networks import ModuleNetwork, Network
 from seqbdl.networks.activations import ACTIVATIONS
 from seqbdl.networks.residual import initial_blocks, residual_features
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gp import fit_single_task_gp
 from seqbdl.surrogates.inducing import InducingSurrogate
+from seqbdl.surrogates.network_prior import NetworkSpec, standard_normal
 
 _START_ROWS = 512  # a random sample, at most, whose exact Gaussian process is where training begins
 _SOME_ROWS = 1024  # a random sample, at most, that inducing inputs are taken from
@@ -23,6 +26,7 @@ _MIN_ROWS = 8
 _MOST_HELD = 2000
 _SHARE = 0.15
 _MARGIN = 0.01  # nats per row by which learned features must beat the plain process on held-out rows
+_GATE = 0.3  # of a module's features where training begins, against the inputs over lengthscales
 _SPREAD = 1.5  # prior standard deviation of the logarithms of lengthscales and of the amplitude around their start
 
 
@@ -36,8 +40,10 @@ class DUESurrogate(InducingSurrogate):
     Memory does not grow with the rows.
 
     Args:
-        network: Units inside each residual block.
-        activation: ``"erf"``, ``"relu"`` or ``"leaky_relu"``.
+        network: Units inside each residual block; or a module (or a factory) that maps ``N x d`` inputs in [-1, 1] to ``N x F``
+            features, which stand beside the inputs over lengthscales as they are, without spectral normalization.
+        activation: Of the residual blocks: ``"erf"``, ``"relu"`` or ``"leaky_relu"``.
+        num_features: ``F`` of a module.
         num_inducing: ``P``; ``update`` lets the basis grow to ``max_rows``.
         steps: Adam steps at most.
         learning_rate: Of Adam.
@@ -53,8 +59,9 @@ class DUESurrogate(InducingSurrogate):
     def __init__(
         self,
         *args: Any,
-        network: Sequence[int] = (32, 32),
+        network: NetworkSpec = (32, 32),
         activation: str = "erf",
+        num_features: int = 4,
         num_inducing: int = 100,
         steps: int = 300,
         learning_rate: float = 0.01,
@@ -65,10 +72,15 @@ class DUESurrogate(InducingSurrogate):
     ) -> None:
         if activation not in ACTIVATIONS:
             raise UnknownNameError("activation", activation, list(ACTIVATIONS))
+        self._given: tuple[Any, ...] = (network,)  # in a tuple: a module must not become a part of this one
+        self.num_features = num_features
         widths = network if isinstance(network, Sequence) and not isinstance(network, str) else ()
-        if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise InvalidOptionError(f"network={network!r}: give the units of every residual block, such as (32, 32)")
-        if num_inducing < 2 or steps < 0 or batch_size < 1 or not learning_rate > 0:
+        modular = isinstance(network, nn.Module) or callable(network)
+        if not modular and (not widths or not all(isinstance(width, int) and width > 0 for width in widths)):
+            raise InvalidOptionError(
+                f"network={network!r}: give the units of every residual block, such as (32, 32), or a module"
+            )
+        if num_inducing < 2 or num_features < 1 or steps < 0 or batch_size < 1 or not learning_rate > 0:
             raise InvalidOptionError(
                 f"num_inducing={num_inducing}, steps={steps}, batch_size={batch_size}, learning_rate={learning_rate}: give at "
                 "least 2, 0 and 1, and a positive rate"
@@ -81,10 +93,10 @@ class DUESurrogate(InducingSurrogate):
     @property
     def uses_features(self) -> bool:
         """Whether the last fit kept learned features."""
-        return bool(any(bool((value != 0).any()) for key, value in self._hyper.items() if key.startswith("V")))
+        return any(bool((value != 0).any()) for key, value in self._hyper.items() if key == "gate" or key.startswith("V"))
 
     def features(self, X: Tensor) -> Tensor:
-        """The learned features in units of the lengthscales, ``X: batch x q x d -> batch x q x d``."""
+        """The learned features in units of the lengthscales, ``X: batch x q x d -> batch x q x d`` (``d + F`` for a module)."""
         return self._features(self._hyper, self._scaling.inputs(X)).to(X.dtype)
 
     def _initial_hyperparameters(self) -> dict[str, Tensor]:
@@ -95,8 +107,20 @@ class DUESurrogate(InducingSurrogate):
             "amplitude": scale.new_zeros(()),
             "noise": scale.new_full((self.output_dim,), -4.0),
             "Z": torch.quasirandom.SobolEngine(self.input_dim, scramble=True, seed=self.seed).draw(8, dtype=torch.float64),
-            **initial_blocks(self.input_dim, self.widths, generator),
+            **self._initial_extractor(generator),
         }
+
+    def _initial_extractor(self, generator: torch.Generator) -> Parameters:
+        if self.widths:
+            return initial_blocks(self.input_dim, self.widths, generator)
+        (spec,) = self._given
+        module = spec if isinstance(spec, nn.Module) else spec()
+        if not isinstance(module, nn.Module):
+            raise InvalidOptionError(f"network= returned a {type(module).__name__}; a factory returns a torch.nn.Module")
+        extractor = ModuleNetwork(module, self.input_dim, self.num_features)
+        self._extractor: tuple[Network, ...] = (extractor,)
+        zero = torch.zeros((), dtype=torch.float64)
+        return {"weights": standard_normal(extractor.num_params, generator=generator, like=zero), "gate": zero}
 
     def _is_exact(self, num_rows: int) -> bool:
         return False
@@ -105,8 +129,11 @@ class DUESurrogate(InducingSurrogate):
         return self._hyper["Z"]
 
     def _features(self, hyper: Parameters, X: Tensor) -> Tensor:
-        weights = {key: value for key, value in hyper.items() if key[0] in "UVa" and key[1:].isdigit()}
-        return residual_features(weights, X * (-hyper["lengthscale"]).exp(), self.activation)
+        scaled = X * (-hyper["lengthscale"]).exp()
+        if self.widths:
+            return residual_features({key: hyper[key] for key in _extractor_keys(hyper)}, scaled, self.activation)
+        flat = self._extractor[0].forward(hyper["weights"].unsqueeze(0), X.reshape(-1, self.input_dim))[0]
+        return torch.cat([scaled, hyper["gate"] * flat.unflatten(0, X.shape[:-1])], -1)
 
     def _learn(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -121,14 +148,17 @@ class DUESurrogate(InducingSurrogate):
         if rows >= _MIN_ROWS and self.settings.steps:
             known = None if noise is None else noise.expand(rows, self.output_dim)
             held = torch.randperm(rows, generator=generator)[: min(_MOST_HELD, max(1, round(_SHARE * rows)))].to(X.device)
-            blocks = {key for key in plain if key[0] in "UVa" and key[1:].isdigit()}
+            learned = _extractor_keys(plain)
             if self._lik.name != "gaussian" or rows > _START_ROWS:  # the plain process is not at its best yet
-                fixed = {key: plain[key] for key in blocks}
-                first = {key: value for key, value in plain.items() if key not in blocks}
-                fit = self._train(first, fixed, X, Y, known, held, generator)
+                fixed = {key: plain[key] for key in learned}
+                first = {key: value for key, value in plain.items() if key not in learned}
+                fit = self._train(first, fixed, X, Y, known, held, generator, self.settings)
                 chosen = plain = {**fit.parameters, **fixed}
-            fit = self._train(plain, {}, X, Y, known, held, generator)
-            if fit.score - fit.base > _MARGIN:
+            none = replace(self.settings, steps=0)
+            base = self._train(plain, {}, X, Y, known, held, generator, none).base
+            opened = plain if self.widths else {**plain, "gate": torch.full_like(plain["gate"], _GATE)}
+            fit = self._train(opened, {}, X, Y, known, held, generator, self.settings, plain)
+            if fit.score - base > _MARGIN:
                 chosen = fit.parameters
         return chosen, chosen["noise"].exp().unsqueeze(0) if noise is None else noise
 
@@ -150,7 +180,11 @@ class DUESurrogate(InducingSurrogate):
         noise: Tensor | None,
         held: Tensor,
         generator: torch.Generator,
+        settings: BoundSettings,
+        centre: Parameters | None = None,
     ) -> BoundFit:
+        centre = free if centre is None else centre
+
         def blocks(parameters: Parameters, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             hyper = {**fixed, **parameters}
             U, Z = self._features(hyper, rows), self._features(hyper, hyper["Z"])
@@ -162,12 +196,12 @@ class DUESurrogate(InducingSurrogate):
             total = X.new_zeros(())
             for key, value in parameters.items():
                 if key in ("lengthscale", "amplitude", "noise"):
-                    total = total + 0.5 * ((value - free[key]) / _SPREAD).square().sum()
-                elif key != "Z":
+                    total = total + 0.5 * ((value - centre[key]) / _SPREAD).square().sum()
+                elif key not in ("Z", "gate"):
                     total = total + 0.5 * value.square().sum()
             return total
 
-        return train_bound(blocks, penalty, free, X, Y, self._lik, noise, held, generator, self.settings)
+        return train_bound(blocks, penalty, free, X, Y, self._lik, noise, held, generator, settings)
 
     def _kernel(self, X1: Tensor, X2: Tensor) -> Tensor:
         U1, U2 = self._features(self._hyper, X1), self._features(self._hyper, X2)
@@ -183,6 +217,12 @@ class DUESurrogate(InducingSurrogate):
             return self._features(self._hyper, X).unsqueeze(0)
 
         noise = self._hyper["noise"]
-        draw = fourier_draw(shared, self.num_latents, self.input_dim, n, self.num_frequencies, generator, noise)
+        dim = self.input_dim + (0 if self.widths else self.num_features)
+        draw = fourier_draw(shared, self.num_latents, dim, n, self.num_frequencies, generator, noise)
         root = (0.5 * self._hyper["amplitude"]).exp()
         return lambda X: root * draw(X)
+
+
+def _extractor_keys(hyper: Parameters) -> set[str]:
+    """Names of the extractor's parameters."""
+    return set(hyper) - {"lengthscale", "amplitude", "noise", "Z"}

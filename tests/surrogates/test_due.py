@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import seqbdl
 from seqbdl.errors import InvalidOptionError
@@ -64,6 +65,36 @@ def test_a_step_is_learned_where_features_help() -> None:
     due, gp = make().fit(X, Y), seqbdl.make_surrogate("gp", 2, bounds=BOUNDS).fit(X, Y)
     assert due.uses_features
     assert log_density(due, X_test, Y_test) > log_density(gp, X_test, Y_test) + 0.1
+
+
+class Distance(nn.Module):
+    """Knows the direction across which the step lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(1, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(4 * self.hidden(x.sum(-1, keepdim=True))))
+        return out
+
+
+@pytest.mark.parametrize("factory", [False, True])
+def test_a_module_as_extractor(factory: bool, tmp_path: Path) -> None:
+    X, Y = steps(80, 0)
+    X_test, Y_test = steps(200, 1)
+    module = Distance()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    surrogate = make(network=(lambda: module) if factory else module, num_features=2).fit(X, Y)
+    assert surrogate.uses_features
+    assert surrogate.features(X).shape == (80, 4)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert list(surrogate.parameters()) == []
+    assert log_density(surrogate, X_test, Y_test) > log_density(make(steps=0).fit(X, Y), X_test, Y_test)
+    assert surrogate.sample_functions(3)(X_test).shape == (3, 200, 1)
+    seqbdl.save(tmp_path / "s", surrogate)
+    loaded = seqbdl.load(tmp_path / "s", network=Distance())
+    assert torch.equal(loaded.posterior(X_test).mean, surrogate.posterior(X_test).mean)
 
 
 def test_thousands_of_rows_in_batches() -> None:

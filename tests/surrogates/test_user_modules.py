@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ensemble": {"num_members": 4},
     "hmc": {"num_members": 8, "num_chains": 4, "warmup": 3, "samples": 2},
     "dkl": {"num_features": 1, "max_steps": 20},
+    "due": {"num_features": 1, "steps": 20},
     "hypermodel": {"num_members": 12, "index_dim": 4},
     "swag": {"num_members": 8, "burn_in": 10, "iterates": 6, "spacing": 2, "scale": 1.0},
     "multiswag": {"num_members": 8, "num_starts": 2, "burn_in": 10, "iterates": 6, "spacing": 2, "scale": 1.0},
