@@ -1,0 +1,90 @@
+"""What is asked of a model of experiments, and the checks of what it answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from seqbdl.errors import InvalidDataError, ShapeError
+
+
+class ThetaSource(Protocol):
+    """Draws parameters: a model (from its prior) or a posterior."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``n x p`` draws."""
+
+
+class DesignModel(ThetaSource, Protocol):
+    """A model of an experiment with a likelihood; any object with these methods is one.
+
+    Leading dimensions broadcast, as in ``torch.distributions``: parameters ``... x p``, designs ``... x d``, outcomes
+    ``... x m``. Optional attributes:
+
+    - ``log_prior(theta)``: ``...``, the prior density up to a constant; particles need it to be moved.
+    - ``support``: ``K x m``, all possible outcomes; then information is enumerated.
+    - ``reparametrized = True``: ``simulate`` is differentiable in the design, and draws the same noise from the same generator.
+    - ``parameter_names``: one for each entry of theta.
+    """
+
+    def log_prob(self, y: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        """``log p(y | theta, design)`` with the broadcast leading dimensions of all three."""
+
+    def simulate(self, theta: Tensor, design: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Outcomes, with the broadcast leading dimensions of both, and ``m`` last."""
+
+
+def log_likelihood(model: DesignModel, y: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+    """The model's ``log_prob`` in float64, with its shape and values checked.
+
+    Raises:
+        ShapeError: Another shape than the broadcast leading dimensions of the arguments.
+        InvalidDataError: NaN or ``+inf``.
+    """
+    wanted = torch.broadcast_shapes(y.shape[:-1], theta.shape[:-1], design.shape[:-1])
+    value = model.log_prob(y, theta, design)
+    if not isinstance(value, Tensor) or value.shape != wanted:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ShapeError(
+            f"log_prob answered {got} for y {tuple(y.shape)}, theta {tuple(theta.shape)} and design {tuple(design.shape)}; "
+            f"it needs {tuple(wanted)}: sum over the last dimension only, broadcast over the others"
+        )
+    bad = value.isnan() | (value == math.inf)
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise InvalidDataError(f"log_prob is NaN or infinite at {where}; it is a finite number, or -inf for impossible outcomes")
+    return value.double()
+
+
+def simulate_outcomes(model: DesignModel, theta: Tensor, design: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The model's ``simulate``, with its shape and values checked.
+
+    Raises:
+        ShapeError: Another shape than the broadcast leading dimensions and one for the outcome.
+        InvalidDataError: NaN.
+    """
+    wanted = torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1])
+    y = model.simulate(theta, design, generator)
+    if y.shape[:-1] != wanted or y.dim() != len(wanted) + 1:
+        raise ShapeError(f"simulate answered {tuple(y.shape)}; it needs {(*wanted, 'm')}, with the outcome's dimension last")
+    if bool(y.isnan().any()):
+        raise InvalidDataError(f"simulate answered NaN at {tuple(int(i) for i in y.isnan().nonzero()[0])}; mend the model")
+    return y
+
+
+def check_support(model: DesignModel) -> Tensor | None:
+    """All possible outcomes, ``K x m``, of a model that lists them in ``support``; ``None`` for others.
+
+    Raises:
+        ShapeError: Something else than ``K x m``.
+    """
+    support = getattr(model, "support", None)
+    if support is None:
+        return None
+    values = torch.as_tensor(support, dtype=torch.float64)
+    if values.dim() != 2 or values.shape[0] < 2:
+        raise ShapeError(f"support has shape {tuple(values.shape)}; it needs K x m, one row for each possible outcome")
+    return values
