@@ -14,7 +14,7 @@ import seqbdl
 from seqbdl.errors import StateError
 
 NAMES = ["laplace", "ensemble", "hmc", "bayesian-last-layer", "dkl", "ekf", "lofi", "epinet", "hypermodel"]
-NAMES += ["swag", "multiswag", "subspace", "mc-dropout", "repulsive-ensemble", "svgd"]
+NAMES += ["swag", "multiswag", "subspace", "mc-dropout", "due", "repulsive-ensemble", "svgd"]
 SMALL: dict[str, dict[str, Any]] = {
     "ensemble": {"num_members": 4},
     "hmc": {"num_members": 8, "num_chains": 4, "warmup": 3, "samples": 2},
