@@ -42,7 +42,8 @@ class DKMSurrogate(InducingSurrogate):
     """The infinitely wide network ``nngp`` with Gram matrices between its layers that are learned (Yang et al. 2023).
 
     ``nu`` says how strongly a layer's Gram matrix is held to the one that the network has there: infinite, it IS ``nngp``;
-    small, representations are free. Held-out rows choose it, and the infinite one stays unless it is clearly beaten. Up to
+    small, representations are free. Held-out rows choose it, and the infinite one stays unless it is clearly beaten; under a
+    chosen finite one all variances are multiplied by the mean square of standardized held-out errors, if that is above 1. Up to
     ``max_rows`` rows the top is an exact Gaussian process; beyond, and under other likelihoods, it stands on the inducing
     inputs. All outputs share one kernel.
 
