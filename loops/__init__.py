@@ -4,7 +4,9 @@ from seqbdl.loops.active_learning import ActiveLearningLoop
 from seqbdl.loops.bayes_opt import BayesOptLoop
 from seqbdl.loops.callbacks import Callback, Checkpoint, EarlyStopping, TensorBoard
 from seqbdl.loops.candidates import CandidateSpace
+from seqbdl.loops.changes import BOCD, ChangeRule, Forgetting, SoftReset, TemperedBeam
 from seqbdl.loops.choices import Categorical, Ordinal
+from seqbdl.loops.continual import ContinualLoop
 from seqbdl.loops.history import History, Record
 from seqbdl.loops.label_pool import LabelPool
 from seqbdl.loops.learning_history import CurvePoint, LearningHistory
@@ -16,13 +18,17 @@ from seqbdl.loops.space import Point, Space
 
 __all__ = [
     "ActiveLearningLoop",
+    "BOCD",
     "BayesOptLoop",
     "Callback",
     "CandidateSpace",
     "Categorical",
+    "ChangeRule",
     "Checkpoint",
+    "ContinualLoop",
     "CurvePoint",
     "EarlyStopping",
+    "Forgetting",
     "History",
     "Integer",
     "LabelPool",
@@ -34,8 +40,10 @@ __all__ = [
     "Point",
     "Real",
     "Record",
+    "SoftReset",
     "Space",
     "SpaceExhaustedError",
+    "TemperedBeam",
     "TensorBoard",
     "run",
 ]

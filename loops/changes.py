@@ -1,8 +1,8 @@
 """What a stream's learner does about change: several hypotheses of when the world became new, each with its own posterior.
 
 Order of a step: what may have changed happens BEFORE the outcomes of that step. Every hypothesis branches (it went on; the
-world is new), every branch is scored on the outcomes with the posterior from before them, the scores become weights, and then every
-branch that is kept learns from the outcomes, the new ones too. Outcomes are counted once.
+world is new), every branch is scored on the outcomes with the posterior from before them, the scores become weights, and then
+every branch that is kept learns from the outcomes, the new ones too. Outcomes are counted once.
 
 Of a surrogate nothing is needed but to score, to update and :func:`seqbdl.prior_from`.
 """

@@ -64,7 +64,7 @@ class EnvEvaluator:
 
     Args:
         env: A Gymnasium environment; ``info`` may hold ``outcomes``, ``constraints``, ``true_value``,
-            ``noise_variance``, ``failed`` and ``reason``.
+            ``noise_variance``, ``failed`` and ``reason``; of streams ``outcome``, which is told in place of the reward.
         to_action: From a loop's point to the environment's action.
         num_outcomes: How many outcomes the loop wants; with one it is the reward.
         known_noise: Whether to hand on the noise variances that the environment knows.
@@ -77,6 +77,7 @@ class EnvEvaluator:
         self.to_action = to_action
         self.num_outcomes = num_outcomes
         self.known_noise = known_noise
+        self.observation: Any = None
         self._num_constraints = int(getattr(env.unwrapped, "num_constraints", 0) or 0)
 
     @property
@@ -95,7 +96,7 @@ class EnvEvaluator:
         if bool(info.get("failed", False)):
             reason = str(info.get("reason", "failed"))
             return Evaluation(failed=True, reason=reason, observation=observation, info=info)
-        outcome: Any = float(reward)
+        outcome: Any = info.get("outcome", float(reward))  # streams say more than a number
         if self.num_outcomes > 1:
             if "outcomes" not in info:
                 raise InvalidOptionError("the environment reports no info['outcomes']; use a loop with num_outcomes=1")
@@ -112,7 +113,10 @@ class EnvEvaluator:
 
     def state_dict(self) -> dict[str, Any]:
         state = self.env.unwrapped.np_random.bit_generator.state
-        return {"np_random": json.dumps(state, default=_listed)}
+        tree: dict[str, Any] = {"np_random": json.dumps(state, default=_listed)}
+        if hasattr(self.env.unwrapped, "get_position"):  # a stream goes on where it was
+            tree["position"] = json.dumps(self.env.unwrapped.get_position(), default=_listed)
+        return tree
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         stored = json.loads(state["np_random"])
@@ -120,6 +124,9 @@ class EnvEvaluator:
         if stored.get("bit_generator") != generator.state["bit_generator"]:
             raise StateError(f"the checkpoint belongs to an environment with another generator ({stored.get('bit_generator')})")
         generator.state = stored
+        if "position" in state:
+            self.observation = self.env.unwrapped.set_position(json.loads(state["position"]))  # type: ignore[attr-defined]
+            generator.state = stored
 
 
 class FunctionEvaluator:

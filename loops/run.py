@@ -101,6 +101,8 @@ def run(
     if checkpoint is not None:
         if Path(checkpoint).exists():
             _resume(loop, evaluator, view, load_tree(checkpoint), checkpoint)
+            there = getattr(evaluator, "observation", None)
+            observation = observation if there is None else there
         watchers.insert(0, Checkpoint(checkpoint))
     if loop.history.optimal_value is None:
         loop.history.optimal_value = evaluator.optimal_value
