@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from seqbdl.envs.bandit import BanditEnv
     from seqbdl.envs.bandit_table import ClassificationBanditEnv, DelayedFeedback
     from seqbdl.envs.base import DecisionEnv, Evaluation
+    from seqbdl.envs.design import DesignEnv
     from seqbdl.envs.labels import LabelPoolEnv, TableLabelEnv
     from seqbdl.envs.pool import TablePoolEnv
     from seqbdl.envs.stream import StreamEnv
@@ -22,6 +23,7 @@ __all__ = [
     "ClassificationBanditEnv",
     "DelayedFeedback",
     "DecisionEnv",
+    "DesignEnv",
     "EnvInfo",
     "Evaluation",
     "LabelPoolEnv",
@@ -37,6 +39,7 @@ _LATER = {
     "ClassificationBanditEnv": "bandit_table",
     "DelayedFeedback": "bandit_table",
     "DecisionEnv": "base",
+    "DesignEnv": "design",
     "Evaluation": "base",
     "LabelPoolEnv": "labels",
     "StreamEnv": "stream",

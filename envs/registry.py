@@ -74,6 +74,10 @@ def _bandit(summary: str, where: str, **options: Any) -> _Entry:
     return _Entry(summary, f"seqbdl.envs.{where}", options, kind="bandit")
 
 
+def _design(summary: str, name: str, file: str = "models") -> _Entry:
+    return _Entry(summary, f"seqbdl.envs.design_{file}:{name}Env")
+
+
 def _bocode(summary: str, table: str) -> _Entry:
     return _table(summary, table, "bocode", "1.0.1")
 
@@ -176,6 +180,14 @@ _ENTRIES: dict[str, _Entry] = {
         arguments=("X", "y"),
         kind="bandit",
     ),
+    # Experiments to be designed
+    "LinearGaussian": _design("coefficients of a line, everything known in closed form", "LinearGaussian"),
+    "LocationFinding": _design("find two hidden sources by measuring their signal: 2-d", "LocationFinding"),
+    "HyperbolicDiscounting": _design("how fast does a person discount the future: 2-d", "HyperbolicDiscounting"),
+    "DeathProcess": _design("how fast does a disease spread: when to count: 1-d", "DeathProcess"),
+    "Preference": _design("which of two baskets is better, and how much: 6-d", "Preference", "science"),
+    "Pharmacokinetic": _design("a drug in the blood: when to sample: 1-d", "Pharmacokinetic", "science"),
+    "PreyPopulation": _design("how does a predator hunt: how much prey: 1 integer", "PreyPopulation", "science"),
     # Formulas with many inputs
     "NetworkDraw": _Entry("a random network of 400 inputs", "seqbdl.envs.synthetic:NetworkDrawEnv"),
     "EmbeddedHartmann6": _Entry("60 inputs of which six matter", "seqbdl.envs.synthetic:EmbeddedHartmannEnv"),

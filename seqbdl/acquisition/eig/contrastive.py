@@ -75,8 +75,8 @@ def _standard_error(terms: Tensor, num_batches: int | None) -> Tensor:
 def _check(log_primary: Tensor, log_contrast: Tensor) -> None:
     if log_primary.dim() < 1 or log_contrast.shape[:-1] != log_primary.shape or 0 in log_contrast.shape:
         raise ShapeError(
-            f"log_primary has shape {tuple(log_primary.shape)}, log_contrast {tuple(log_contrast.shape)}; they need (... x) N and "
-            "(... x) N x L, with at least one draw of each"
+            f"log_primary has shape {tuple(log_primary.shape)}, log_contrast {tuple(log_contrast.shape)}; they need (... x) N, "
+            "(... x) N x L, and at least one draw of each"
         )
     for name, value in (("log_primary", log_primary), ("log_contrast", log_contrast)):
         if bool((value.isnan() | (value == math.inf)).any()):

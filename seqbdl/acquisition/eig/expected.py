@@ -30,8 +30,8 @@ def expected_information_gain(
 ) -> Bounds:
     """What an outcome at each design is expected to tell about the parameters, in nats.
 
-    All designs share their draws of the parameters, and the noise where ``simulate`` draws it independently of the design: their
-    differences are more precise than their values. Differentiable in ``designs`` for exact information, and for the others where
+    All designs share their draws of the parameters and of the noise: their differences are more precise than their values.
+    Differentiable in ``designs`` for exact information, and for the others where
     ``simulate`` is.
 
     Args:
@@ -111,8 +111,8 @@ def _marginal(model: DesignModel, designs: Tensor, outer: Tensor, seed: int) -> 
 
 def _outcomes(model: DesignModel, designs: Tensor, outer: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Outcomes ``D x N x m`` of the parameters ``N x p``, and their log-likelihoods ``D x N``."""
-    noise = torch.Generator().manual_seed(seed)
-    y = simulate_outcomes(model, outer, designs.unsqueeze(1), noise)
+    # One design at a time from the same generator state: all designs meet the same noise, whatever the model.
+    y = torch.stack([simulate_outcomes(model, outer, design, torch.Generator().manual_seed(seed)) for design in designs])
     return y, log_likelihood(model, y, outer, designs.unsqueeze(1))
 
 

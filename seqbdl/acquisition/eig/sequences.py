@@ -29,7 +29,8 @@ def history_log_likelihood(model: DesignModel, designs: Tensor, outcomes: Tensor
     """
     if designs.dim() < 2 or outcomes.dim() < 2 or designs.shape[-2] != outcomes.shape[-2]:
         raise ShapeError(
-            f"designs has shape {tuple(designs.shape)}, outcomes {tuple(outcomes.shape)}; they need (... x) T x d and (... x) T x m"
+            f"designs has shape {tuple(designs.shape)}, outcomes {tuple(outcomes.shape)}; they need (... x) T x d and "
+            "(... x) T x m"
         )
     shape = torch.broadcast_shapes(designs.shape[:-2], outcomes.shape[:-2], theta.shape[:-1])
     total = torch.zeros(shape, dtype=torch.float64, device=theta.device)
@@ -66,7 +67,8 @@ def sequence_bounds(
         raise InvalidOptionError(f"num_contrastive={num_contrastive}; at least one draw")
     if designs.dim() != 3 or theta.dim() != 2 or theta.shape[0] != designs.shape[0]:
         raise ShapeError(
-            f"designs has shape {tuple(designs.shape)}, theta {tuple(theta.shape)}; they need R x T x d and R x p, a row for each run"
+            f"designs has shape {tuple(designs.shape)}, theta {tuple(theta.shape)}; they need R x T x d and R x p, a row for "
+            "each run"
         )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     own = history_log_likelihood(model, designs, outcomes, theta)
