@@ -2,12 +2,13 @@
 
 Particles are vectors ``x_i``, ``S x D``; kernels are ``k_ij = exp(-|x_i - x_j|^2_A / h)`` in a metric ``A``, a positive matrix
 that enters by its products ``A x_i`` alone. The bandwidth is ``h = median |x_i - x_j|^2_A / log(S + 1)`` (Liu and Wang 2016), a
-constant to all gradients. With ``A`` the precision of a Gaussian target this is the kernel in coordinates in which the target is white
-(Wang et al. 2019, matrix-valued kernels).
+constant to all gradients. With ``A`` the precision of a Gaussian target this is the kernel in coordinates in which the target is
+white (Wang et al. 2019, matrix-valued kernels).
 
 Few particles in many dimensions know little about the score of their density: every estimate falls short, and the particles
 collapse (Ba et al. 2022, for SVGD). One thing is known of the score of any density, however: ``E[-score(x) . (x - mean)] = D``
-(Stein's identity). :func:`stein_multiple` and :func:`svgd_multiple` are the factors on the repulsion that make it true.
+(Stein's identity; ``D`` is the dimension in which the density varies, which may be less than the number of coordinates).
+:func:`stein_multiple` and :func:`svgd_multiple` are the factors on the repulsion that make it true.
 """
 
 from __future__ import annotations
@@ -109,30 +110,30 @@ def _leading(values: Tensor) -> Tensor:
     return torch.arange(values.shape[0] - count, values.shape[0], device=values.device)
 
 
-def stein_multiple(minus: Tensor, x: Tensor) -> Tensor:
+def stein_multiple(minus: Tensor, x: Tensor, dimension: Tensor | float) -> Tensor:
     """The factor with which ``minus`` has ``sum_i minus_i . (x_i - mean) = (S - 1) D``, what minus the score of the particles'
     density has on average.
 
     Args:
-        minus: ``S x D``, a multiple of minus the score.
-        x: ``S x D``.
+        minus: ``S x n``, a multiple of minus the score.
+        x: ``S x n``.
+        dimension: ``D``.
     """
-    S, D = x.shape
-    return _quotient((S - 1) * D, (minus * (x - x.mean(0))).sum())
+    return _quotient((x.shape[0] - 1) * dimension, (minus * (x - x.mean(0))).sum())
 
 
-def svgd_multiple(kernel: Kernel, x: Tensor, Ax: Tensor) -> Tensor:
+def svgd_multiple(kernel: Kernel, x: Tensor, Ax: Tensor, dimension: Tensor | float) -> Tensor:
     """The factor on SVGD's repulsion at which it is in balance with the smoothed score of the Gaussian that has the metric's
     shape and the particles' spread.
 
     Args:
         kernel: Of the particles.
-        x: ``S x D``.
-        Ax: ``S x D``.
+        x: ``S x n``.
+        Ax: ``S x n``.
+        dimension: ``D`` in which the Gaussian varies.
     """
-    S, D = x.shape
     c, Ac = x - x.mean(0), Ax - Ax.mean(0)
-    spread = (c * Ac).sum() / ((S - 1) * D)  # one when the particles are as wide as the metric says
+    spread = (c * Ac).sum() / ((x.shape[0] - 1) * dimension)  # one when the particles are as wide as the metric says
     smoothed = ((kernel.matrix @ Ac) * c).sum()
     return _quotient(smoothed, spread * (kernel.repulsion * c).sum())
 

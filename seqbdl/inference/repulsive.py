@@ -6,8 +6,6 @@ function values at a batch of inputs. Sums over the data, so that repulsion and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,9 @@ from seqbdl.inference.log_joint import LogJoint
 from seqbdl.inference.repulsion import median_kernel, minus_score, stein_multiple
 
 
-def repulsive_direction(x: Tensor, score: Tensor, Ax: Tensor, estimator: str = "kde", normalize: bool = True) -> Tensor:
+def repulsive_direction(
+    x: Tensor, score: Tensor, Ax: Tensor, estimator: str = "kde", dimension: Tensor | float | None = None
+) -> Tensor:
     """``phi``, ``S x D``.
 
     Args:
@@ -25,10 +25,11 @@ def repulsive_direction(x: Tensor, score: Tensor, Ax: Tensor, estimator: str = "
         score: ``S x D``, of the target.
         Ax: ``S x D``, the particles times the metric.
         estimator: Of the particles' own score (see :func:`seqbdl.inference.repulsion.minus_score`).
-        normalize: Scale that estimate to fulfil Stein's identity; otherwise few particles collapse in many dimensions.
+        dimension: In which the target varies: scale that estimate to fulfil Stein's identity; ``None``: do not, so that few
+            particles collapse in many dimensions.
     """
     repulsion = minus_score(median_kernel(x, Ax), estimator)
-    return score + (stein_multiple(repulsion, x) * repulsion if normalize else repulsion)
+    return score + (repulsion if dimension is None else stein_multiple(repulsion, x, dimension) * repulsion)
 
 
 def repulsive_functions(
@@ -40,23 +41,20 @@ def repulsive_functions(
     estimator: str = "kde",
     normalize: bool = True,
 ) -> Tensor:
-    """The ensemble in function space, ``S x P``; arguments as of :func:`move_functions` and :func:`repulsive_direction`."""
+    """The ensemble in function space, ``S x P``; arguments as of :func:`move_functions` and :func:`repulsive_direction`;
+    ``normalize``: scale the repulsion to fulfil Stein's identity."""
 
-    def direction(x: Tensor, score: Tensor, Ax: Tensor) -> Tensor:
-        return repulsive_direction(x, score, Ax, estimator, normalize)
+    def direction(x: Tensor, score: Tensor, Ax: Tensor, dimension: Tensor) -> Tensor:
+        return repulsive_direction(x, score, Ax, estimator, dimension if normalize else None)
 
     return move_functions(posterior, z, direction, settings, num_inputs, generator)
 
 
 def repulsive_weights(
-    log_joint: LogJoint,
-    z: Tensor,
-    generator: torch.Generator,
-    settings: AdamSettings,
-    estimator: str = "kde",
-    normalize: bool = False,
+    log_joint: LogJoint, z: Tensor, generator: torch.Generator, settings: AdamSettings, estimator: str = "kde"
 ) -> Tensor:
-    """The ensemble in the space of whitened weights, ``S x P``.
+    """The ensemble in the space of whitened weights, ``S x P``. The kernel's metric is the identity, and the repulsion as it is:
+    scaled, it would give directions about which the data say much too large a spread.
 
     Args:
         log_joint: Of weights and data.
@@ -64,15 +62,10 @@ def repulsive_weights(
         generator: Orders mini-batches.
         settings: Steps, rate, rows per step.
         estimator: As of :func:`repulsive_direction`.
-        normalize: As there; the metric is the identity, so that the spread of directions about which the data say much would
-            come out too large.
     """
-    return adam(_ascent(log_joint, estimator, normalize), z, log_joint.num_rows, settings, generator)
 
-
-def _ascent(log_joint: LogJoint, estimator: str, normalize: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
     def gradient(z: Tensor, rows: Tensor | None) -> Tensor:
         _, score = log_joint.value_and_gradient(z, rows)
-        return -repulsive_direction(z, score, z, estimator, normalize)
+        return -repulsive_direction(z, score, z, estimator)
 
-    return gradient
+    return adam(gradient, z, log_joint.num_rows, settings, generator)

@@ -2,9 +2,9 @@
 
 ``phi_i = 1/S sum_j [k(x_j, x_i) d log p(x_j | y) / d x_j + d k(x_j, x_i) / d x_j]``.
 
-With fewer particles than dimensions their spread collapses: of a standard normal in 50 dimensions 20 particles keep a twentieth of
-the variance (Ba et al. 2022). In the space of weights that is a matter of course; the last layer has fewer, and in function space a
-metric and a factor on the repulsion keep the spread (see :mod:`seqbdl.inference.repulsion`).
+With fewer particles than dimensions their spread collapses: of a standard normal in 50 dimensions 20 particles keep a twentieth
+of the variance (Ba et al. 2022). In the space of weights that is a matter of course; the last layer has fewer, and in function
+space a metric and a factor on the repulsion keep the spread (see :mod:`seqbdl.inference.repulsion`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from seqbdl.inference.log_joint import LogJoint
 from seqbdl.inference.repulsion import median_kernel, svgd_multiple
 
 
-def svgd_direction(x: Tensor, score: Tensor, Ax: Tensor, normalize: bool = False) -> Tensor:
+def svgd_direction(x: Tensor, score: Tensor, Ax: Tensor, dimension: Tensor | float | None = None) -> Tensor:
     """``phi``, ``S x D``.
 
     Args:
         x: ``S x D`` particles.
         score: ``S x D``, of the target.
         Ax: ``S x D``, the particles times the metric of the kernel.
-        normalize: Scale the repulsion so that particles of the target's shape and spread stay as wide as they are.
+        dimension: In which the target varies: scale the repulsion so that particles of the target's shape and spread stay as wide
+            as they are; ``None``: do not.
     """
     kernel = median_kernel(x, Ax)
-    repulsion = svgd_multiple(kernel, x, Ax) * kernel.repulsion if normalize else kernel.repulsion
+    repulsion = kernel.repulsion if dimension is None else svgd_multiple(kernel, x, Ax, dimension) * kernel.repulsion
     return (kernel.matrix @ score + repulsion) / x.shape[0]
 
 
@@ -42,8 +43,8 @@ def svgd_functions(
 ) -> Tensor:
     """Particles in function space, ``S x P``; arguments as of :func:`move_functions` and :func:`svgd_direction`."""
 
-    def direction(x: Tensor, score: Tensor, Ax: Tensor) -> Tensor:
-        return svgd_direction(x, score, Ax, normalize)
+    def direction(x: Tensor, score: Tensor, Ax: Tensor, dimension: Tensor) -> Tensor:
+        return svgd_direction(x, score, Ax, dimension if normalize else None)
 
     return move_functions(posterior, z, direction, settings, num_inputs, generator)
 
@@ -66,13 +67,13 @@ def svgd_weights(
         settings: Steps, rate, rows per step.
         index: ``k`` weights that move; ``None``: all.
         precision: ``k x k`` metric of the kernel; ``None``: the identity.
-        normalize: As of :func:`svgd_direction`.
+        normalize: Scale the repulsion, see :func:`svgd_direction`; for metrics that are the target's precision.
     """
 
     def gradient(z: Tensor, rows: Tensor | None) -> Tensor:
         _, score = log_joint.value_and_gradient(z, rows)
         x, s = (z, score) if index is None else (z[:, index], score[:, index])
-        phi = svgd_direction(x, s, x if precision is None else x @ precision, normalize)
+        phi = svgd_direction(x, s, x if precision is None else x @ precision, x.shape[1] if normalize else None)
         return -phi if index is None else torch.zeros_like(z).index_copy(1, index, -phi)
 
     return adam(gradient, z, log_joint.num_rows, settings, generator)
