@@ -89,7 +89,7 @@ class StreamEnv(gymnasium.Env[Array, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Draw the tasks and show the first chunk."""
         super().reset(seed=seed)
-        self._drawn_from = self.np_random.bit_generator.state
+        self._drawn_from = dict(self.np_random.bit_generator.state)
         self._draw()
         self._step = 0
         return self._observation(), {}

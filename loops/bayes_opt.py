@@ -31,6 +31,7 @@ from seqbdl.loops.proposals import (
 from seqbdl.loops.settings import check_ref_point, check_refit, initial_count
 from seqbdl.loops.space import Point, Space
 from seqbdl.loops.telling import Trial, read_trials
+from seqbdl.loops.transfer import Trust
 from seqbdl.serialization import generator_state
 from seqbdl.surrogates import Surrogate, make_surrogate
 
@@ -60,6 +61,7 @@ class BayesOptLoop:
         refit: ``"every"`` change of the data, every ``k`` new trials (updates in between), or ``"update"``: fit once,
             then let the posterior become the prior.
         noise: Known variance of the observation noise, in squared units of the outcome; ``None``: learned.
+        prior: The surrogate of an earlier campaign (:func:`seqbdl.load`), in place of ``surrogate``; see :func:`trust`.
         replicates: Whether a point may be asked twice.
         ref_point: For several outcomes, in the user's units and directions: where the hypervolume is measured from.
         seed: Of everything random.
@@ -86,6 +88,7 @@ class BayesOptLoop:
         initial: int | None = None,
         refit: str | int = "every",
         noise: float | None = None,
+        prior: Surrogate | None = None,
         replicates: bool = False,
         ref_point: Sequence[float] | Tensor | NDArray[np.float64] | None = None,
         seed: int = 0,
@@ -108,8 +111,8 @@ class BayesOptLoop:
         self._ref_point = check_ref_point(ref_point, num_outcomes)
         self._acquisition_options = dict(acquisition_options or {})
         self._optimizer_options = dict(optimizer_options or {})
-        model = self._make_surrogate(surrogate, noise, dict(surrogate_options or {}))
-        self._model = Conditioning(model, space, self.outcomes, check_refit(refit))
+        model = self._make_surrogate(surrogate if prior is None else prior.clone(), noise, dict(surrogate_options or {}))
+        self._model = Conditioning(model, space, self.outcomes, check_refit(refit), prior)
         self._design = Design(space, seed, replicates)
         self.generator = torch.Generator().manual_seed(seed)
         self.history = History(
@@ -125,6 +128,11 @@ class BayesOptLoop:
     def surrogate(self) -> Surrogate:
         """The surrogate; it learns of told outcomes when it is next needed."""
         return self._model.surrogate
+
+    @property
+    def trust(self) -> Trust | None:
+        """How far the trials trust the earlier campaign (:attr:`prior`), as of the last model."""
+        return self._model.trust
 
     def _make_surrogate(self, surrogate: str | Surrogate, noise: float | None, options: dict[str, Any]) -> Surrogate:
         outputs = len(self.outcomes.all_names)

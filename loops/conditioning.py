@@ -15,6 +15,7 @@ from seqbdl.errors import InvalidDataError
 from seqbdl.loops.history import History, Record
 from seqbdl.loops.outcomes import OutcomeSpec
 from seqbdl.loops.space import Point
+from seqbdl.loops.transfer import Trust, trust
 from seqbdl.surrogates import Surrogate
 
 
@@ -42,9 +43,14 @@ class Conditioning:
         space: Encodes points.
         outcomes: The outcomes and constraints of a trial.
         refit: ``"every"`` change, every ``k`` trials, or ``"update"``: only the first time.
+        prior: The surrogate of an earlier campaign: every model starts from its posterior, tempered as the trials say.
     """
 
-    def __init__(self, surrogate: Surrogate, space: Encodes, outcomes: OutcomeSpec, refit: str | int) -> None:
+    def __init__(
+        self, surrogate: Surrogate, space: Encodes, outcomes: OutcomeSpec, refit: str | int, prior: Surrogate | None = None
+    ) -> None:
+        self.prior = prior
+        self.trust: Trust | None = None
         self.surrogate = surrogate
         self.space = space
         self.outcomes = outcomes
@@ -68,7 +74,12 @@ class Conditioning:
         due = not self._absorbed or self.refit == "every"
         if isinstance(self.refit, int):
             due = due or self._since_fit + len(fresh) >= self.refit
-        if due:
+        if self.prior is not None:
+            self.trust = trust(self.prior, *self.data(complete))
+            dropped = self.trust.power == 0.0  # then its hyperparameters go too: a cold start
+            self.surrogate = self.prior.clone().fit(*self.data(complete)) if dropped else self.trust.best
+            self._absorbed = [record.step for record in complete]
+        elif due:
             self.surrogate.fit(*self.data(complete))
             self._absorbed, self._since_fit = [record.step for record in complete], 0
         else:

@@ -101,7 +101,7 @@ class ContinualLoop:
             raise InvalidOptionError("without an environment the sizes of X and Y are not known; give a surrogate, not a name")
         classes = getattr(self.env, "num_classes", None)
         kind = likelihood or ("gaussian" if classes is None else "categorical")
-        outputs = classes if kind == "categorical" else 1
+        outputs = int(classes or 0) if kind == "categorical" else 1
         return make_surrogate(surrogate, int(self.env.input_dim), outputs, kind, **{"seed": self.seed, **options})
 
     @property
@@ -299,7 +299,7 @@ def _judge(prediction: Prediction, Y: Tensor, record: StreamRecord) -> None:
 
 
 def _fields(rule: ChangeRule) -> dict[str, Any]:
-    return asdict(rule) if hasattr(rule, "__dataclass_fields__") else {}  # type: ignore[call-overload, no-any-return]
+    return asdict(rule) if hasattr(rule, "__dataclass_fields__") else {}  # type: ignore[call-overload]
 
 
 def _rows(value: Any) -> Tensor:

@@ -65,7 +65,7 @@ def prequential(losses: ArrayLike) -> Array:
     """Cumulative means of losses that were taken before learning (Dawid 1984), ``n``. The last entry times ``n`` is, for exact
     Bayes and log losses, minus the log evidence."""
     values = _series(losses)
-    return cast(Array, values.cumsum() / np.arange(1, len(values) + 1))
+    return values.cumsum() / np.arange(1, len(values) + 1)
 
 
 def windowed(losses: ArrayLike, window: int = 250) -> Array:
