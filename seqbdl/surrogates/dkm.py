@@ -31,7 +31,8 @@ from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.inducing import InducingSurrogate
 
 _MIN_ROWS = 8  # fewer say nothing about nu
-_EVIDENCE_ROWS = 1024  # at most, a random sample, that set the scales of the infinitely wide network
+_EVIDENCE_ROWS = 512  # a random sample that sets the scales of the infinitely wide network where max_rows is exceeded
+_SPREAD_ROWS = 1024  # a random sample, at most, that inducing inputs are taken from
 _BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
 _GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
 _CANDIDATES = (INFINITE, 100.0, 30.0, 10.0)
@@ -170,7 +171,7 @@ class DKMSurrogate(InducingSurrogate):
         """``nngp``, and the inducing inputs under its kernel."""
         warm = self.kernel.scales if self._conditioning.num_rows else None
         some = torch.arange(X.shape[0])
-        if X.shape[0] > _EVIDENCE_ROWS and (self.nu is None or X.shape[0] > self.max_rows):
+        if X.shape[0] > max(self.max_rows, _EVIDENCE_ROWS):
             some = torch.randperm(X.shape[0], generator=generator)[:_EVIDENCE_ROWS].sort().values
         some = some.to(X.device)
         known = noise if noise is None or noise.shape[0] == 1 else noise[some]
@@ -201,7 +202,7 @@ class DKMSurrogate(InducingSurrogate):
                 X, Y, self._lik, self.num_latents, depth=self.depth, activation=self.activation, start=warm
             )
             own = scales.noise.new_ones(self.output_dim)
-        few = torch.randperm(X.shape[0], generator=generator)[: max(_EVIDENCE_ROWS, self.num_inducing)].sort().values.to(X.device)
+        few = torch.randperm(X.shape[0], generator=generator)[: max(_SPREAD_ROWS, self.num_inducing)].sort().values.to(X.device)
         with torch.no_grad():
             kernel = GramKernel(scales, blank, X[:1], self.activation)
             Z = X[few][spread_rows(gram(kernel, X[few], X[few]), self.num_inducing)]
