@@ -1,12 +1,17 @@
 """Sequential decision loops: ask, tell, update; and the driver that runs them in environments."""
 
 from seqbdl.loops.active_learning import ActiveLearningLoop
+from seqbdl.loops.bandit import BanditLoop
+from seqbdl.loops.bandit_history import BanditHistory, Decision
 from seqbdl.loops.bayes_opt import BayesOptLoop
 from seqbdl.loops.callbacks import Callback, Checkpoint, EarlyStopping, TensorBoard
 from seqbdl.loops.candidates import CandidateSpace
 from seqbdl.loops.changes import BOCD, ChangeRule, Forgetting, SoftReset, TemperedBeam
 from seqbdl.loops.choices import Categorical, Ordinal
 from seqbdl.loops.continual import ContinualLoop
+from seqbdl.loops.design_history import DesignHistory
+from seqbdl.loops.design_search import DesignSettings
+from seqbdl.loops.experiment_design import ExperimentDesignLoop
 from seqbdl.loops.history import History, Record
 from seqbdl.loops.label_pool import LabelPool
 from seqbdl.loops.learning_history import CurvePoint, LearningHistory
@@ -15,10 +20,13 @@ from seqbdl.loops.parameters import Integer, Parameter, Real
 from seqbdl.loops.proposals import SpaceExhaustedError
 from seqbdl.loops.run import Loop, run
 from seqbdl.loops.space import Point, Space
+from seqbdl.loops.transfer import Trust, trust
 
 __all__ = [
     "ActiveLearningLoop",
     "BOCD",
+    "BanditHistory",
+    "BanditLoop",
     "BayesOptLoop",
     "Callback",
     "CandidateSpace",
@@ -27,7 +35,11 @@ __all__ = [
     "Checkpoint",
     "ContinualLoop",
     "CurvePoint",
+    "Decision",
+    "DesignHistory",
+    "DesignSettings",
     "EarlyStopping",
+    "ExperimentDesignLoop",
     "Forgetting",
     "History",
     "Integer",
@@ -45,5 +57,7 @@ __all__ = [
     "SpaceExhaustedError",
     "TemperedBeam",
     "TensorBoard",
+    "Trust",
     "run",
+    "trust",
 ]

@@ -54,11 +54,12 @@ def contrastive_bounds(
     low = own - torch.logaddexp(weighted, rest) + math.log(count + 1)
     high = own - rest + math.log(count)
     lower, upper = low.mean(-1), high.mean(-1)
-    error = torch.maximum(_standard_error(low, num_batches), _standard_error(high, num_batches))
+    error = torch.maximum(standard_error(low, num_batches), standard_error(high, num_batches))
     return Bounds(lower, upper, error.detach(), lower.detach() > math.log(count + 1) - 1)
 
 
-def _standard_error(terms: Tensor, num_batches: int | None) -> Tensor:
+def standard_error(terms: Tensor, num_batches: int | None) -> Tensor:
+    """Of the mean over the last dimension; from the means of consecutive batches where terms of a batch err together."""
     terms = terms.detach()
     n = terms.shape[-1]
     if num_batches is not None:

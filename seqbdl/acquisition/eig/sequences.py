@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.acquisition.eig.bounds import Bounds
-from seqbdl.acquisition.eig.contrastive import contrastive_bounds
+from seqbdl.acquisition.eig.contrastive import standard_error
 from seqbdl.acquisition.eig.model import DesignModel, ThetaSource, log_likelihood
 from seqbdl.errors import InvalidOptionError, ShapeError
 
@@ -83,15 +83,12 @@ def sequence_bounds(
     return _from_sums(own, torch.stack(rests), num_contrastive)
 
 
-def _from_sums(own: Tensor, rest: Tensor, count: int) -> Bounds:
-    """Bounds of runs from the log of the summed likelihoods of ``count`` contrastive draws each."""
+def _from_sums(own: Tensor, rest: Tensor, count: int, num_batches: int | None = None) -> Bounds:
+    """Bounds from ``R`` log-likelihoods and the logs of the summed likelihoods of their ``count`` contrastive draws."""
     low = own - torch.logaddexp(own, rest) + math.log(count + 1)
     high = own - rest + math.log(count)
-    runs = own.shape[0]
-    error = torch.tensor(math.inf, dtype=torch.float64)
-    if runs > 1 and bool(high.isfinite().all()):
-        error = torch.maximum(low.std(), high.std()) / math.sqrt(runs)
     lower = low.mean()
+    error = torch.maximum(standard_error(low, num_batches), standard_error(high, num_batches))
     return Bounds(lower, high.mean(), error, lower > math.log(count + 1) - 1)
 
 
@@ -132,7 +129,8 @@ def information_of_history(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     n = num_posterior - num_posterior % num_batches
     own = history_log_likelihood(model, designs, outcomes, posterior.sample(n, generator))
-    prior = model.sample(num_batches * num_contrastive, generator)
-    other = history_log_likelihood(model, designs, outcomes, prior).unflatten(0, (num_batches, num_contrastive))
-    each = other.unsqueeze(1).expand(num_batches, n // num_batches, num_contrastive).reshape(n, num_contrastive)
-    return contrastive_bounds(own, each, num_batches=num_batches)
+    rests = [
+        history_log_likelihood(model, designs, outcomes, model.sample(num_contrastive, generator)).logsumexp(-1)
+        for _ in range(num_batches)
+    ]
+    return _from_sums(own, torch.stack(rests).repeat_interleave(n // num_batches), num_contrastive, num_batches)
