@@ -238,9 +238,10 @@ def _count(value: float) -> str:
 
 def picture(frame: pd.DataFrame, task: Task, path: Path) -> None:
     """Median accuracy over labels, one panel for each surrogate."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(task.surrogates), sharey=True)
-    for ax, surrogate in zip(axes, task.surrogates, strict=True):
+    shown = [surrogate for surrogate in task.surrogates if (frame["surrogate"] == surrogate).any()]
+    figure = Figure(figsize=(1 + 3.5 * len(shown), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for ax, surrogate in zip(axes, shown, strict=True):
         for method in task.methods:
             part = frame[(frame["surrogate"] == surrogate) & (frame["method"] == method)]
             # a run ends at its goal, and keeps its last value from there on
