@@ -94,9 +94,8 @@ class KernelPrior:
 
 @dataclass(frozen=True)
 class SampledPrior:
-    """Any network under any prior of its weights, from draws: the score by the spectral Stein gradient estimator (as in function
-    space of D'Angelo and Fortuin 2021), the metric from the draws' second moments, each scaled to the typical size, as priors
-    with heavy tails have none.
+    """Any network under a prior of its weights with finite variance, from draws: the score by the spectral Stein gradient
+    estimator (as in function space of D'Angelo and Fortuin 2021), the metric from the draws' second moments.
 
     Attributes:
         network: Over whitened weights.
@@ -114,7 +113,6 @@ class SampledPrior:
     def at(self, X: Tensor, f: Tensor) -> tuple[Tensor, Moments]:
         values = self.network.forward(self.draws, X).movedim(-1, 1)  # M x l x B
         score = torch.stack([spectral_score(f[:, i], values[:, i]) for i in range(f.shape[1])], 1)
-        sizes = values.square().mean(-1, keepdim=True)  # M x l x 1
-        scaled = (values * (sizes.median(0).values / sizes.clamp_min(1e-30)).sqrt()).movedim(1, 0)  # l x M x B
-        second = scaled.transpose(-1, -2) @ scaled / values.shape[0]
+        draws = values.movedim(1, 0)  # l x M x B
+        second = draws.transpose(-1, -2) @ draws / draws.shape[1]
         return score, Moments.of(second, _SAMPLED_NUGGET)
