@@ -26,17 +26,18 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
 
 
-def load_images(dataset: str, folder: str) -> tuple[Array, Array, Array, Array]:
-    """Training and test images `(n, h, w)` in [0, 1] with their labels `(n,)`; of `digits` every fourth image is held out.
+def load_images(dataset: str, folder: str) -> tuple[Any, Any, Any, Any, float]:
+    """Training and test images `(n, h, w)` with their labels `(n,)`, as stored, and the value of a white pixel; of `digits` every
+    fourth image is held out.
 
     Raises:
         ValueError: when there is no such data set, or its files are missing.
     """
     if dataset == "digits":
         data: Any = sklearn.datasets.load_digits()
-        images, labels = data.images / 16.0, data.target.astype(np.float64)
+        images, labels = data.images, data.target
         held_out = np.arange(len(images)) % 4 == 3
-        return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+        return images[~held_out], labels[~held_out], images[held_out], labels[held_out], 16.0
     if dataset != "fashion-mnist":
         raise ValueError(f"dataset: {dataset!r} is not one of 'digits', 'fashion-mnist'.")
     arrays = []
@@ -45,8 +46,8 @@ def load_images(dataset: str, folder: str) -> tuple[Array, Array, Array, Array]:
             path = Path(folder) / f"{part}-{kind}-ubyte.gz"
             if not path.exists():
                 raise ValueError(f"the file {path} is missing; run: {FASHION_INSTALL}, or give folder= where it lies.")
-            arrays.append(read_idx(path).astype(np.float64) / (255.0 if kind.startswith("images") else 1.0))
-    return arrays[0], arrays[1], arrays[2], arrays[3]
+            arrays.append(read_idx(path))
+    return arrays[0], arrays[1], arrays[2], arrays[3], 255.0
 
 
 class ImageStreamEnv(StreamEnv):
@@ -91,13 +92,13 @@ class ImageStreamEnv(StreamEnv):
         return [self._task(t) for t in range(self.num_tasks)]
 
     def _task(self, t: int) -> Task:
-        images, labels, test_images, test_labels = self._images
+        images, labels, test_images, test_labels, white = self._images
         order = self.np_random.permutation(self.input_dim) if self.protocol == "permuted" and t > 0 else None
         parts: list[Array] = []
         for x, y, count in ((images, labels, self.per_task), (test_images, test_labels, self.per_test)):
             rows = np.flatnonzero(y // 2 == t) if self.protocol == "split" else np.arange(len(y))
             rows = self.np_random.permutation(rows)[:count]
-            shown, answer = x[rows], y[rows, None]
+            shown, answer = x[rows] / white, y[rows, None].astype(np.float64)
             if self.protocol == "rotated" and t > 0:
                 shown = ndimage.rotate(shown, 180.0 * t / self.num_tasks, axes=(2, 1), reshape=False, order=1)
             flat = shown.reshape(len(rows), -1)
