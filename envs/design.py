@@ -20,7 +20,9 @@ from seqbdl.envs.base import Array, DecisionEnv, Evaluation
 class ExperimentModel(Protocol):
     """What an experiment of this package says about itself."""
 
-    parameter_names: tuple[str, ...]
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """One for each entry of theta."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n x p` draws from the prior."""

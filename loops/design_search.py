@@ -131,7 +131,7 @@ def best_design(
             adam.zero_grad()
             same = torch.Generator().manual_seed(seed)  # common random numbers
             total = -_value(gain(from_unit(u), settings.search_outer, settings.search_inner, same)).sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             if u.grad is None or not bool(u.grad.isfinite().all()):
                 raise InvalidOptionError("the information has no finite gradient in the design; use optimizer='candidates'")
             adam.step()
