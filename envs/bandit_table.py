@@ -79,7 +79,8 @@ class ClassificationBanditEnv(BanditEnv):
 
 
 class DelayedFeedback(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """Rewards of a bandit come later: `step` returns reward 0, and `info["arrived"]` lists `(round, reward)` of those that came.
+    """Rewards of a bandit come later: `step` returns reward 0, and `info["arrived"]` lists `(round, reward)` of those that came
+    (`info["outcome"]` is `None`: this round's is still to come).
 
     Args:
         env: a bandit.
@@ -115,7 +116,7 @@ class DelayedFeedback(gymnasium.Wrapper[Array, Any, Array, Any]):
         self._waiting = [item for item in self._waiting if item[0] > self._time]
         delay = int(self._rng.geometric(1.0 / self.mean_delay))
         self._waiting.append((self._time + delay, int(info["round"]), float(reward)))
-        return context, 0.0, terminated, truncated, {**info, "arrived": arrived}
+        return context, 0.0, terminated, truncated, {**info, "arrived": arrived, "outcome": None}
 
     def flush(self) -> list[tuple[int, float]]:
         """All rewards that have not come yet, `(round, reward)`; then none are waited for."""

@@ -132,6 +132,8 @@ def run(
                 reason=result.reason,
                 true_value=result.true_value,
             )
+            if isinstance(record, Record) and (note := getattr(loop, "note", None)) is not None:
+                note(record, result.info)  # bandits: regrets, and rewards that come late
             view.done += 1
             for watcher in watchers:
                 watcher.on_tell(view, record if isinstance(record, Record) else None)

@@ -1,0 +1,144 @@
+"""Bayesian linear regression of the rewards of many arms on shared features: exact, recursive, forgetful, transferable.
+
+Arm ``k``: ``r = phi(x)^T w_k + e``, ``e ~ N(0, s2_k)``, ``w_k | s2_k ~ N(0, s2_k / alpha I)``, ``s2_k ~ InvGamma(a0, b0)``. All
+arms stand on one leading axis. A row enters by ``v = A^{-1} phi``, ``e = r - phi^T m``, ``q = 1 + phi^T v``: ``m += v e / q``,
+``A += phi phi^T``, ``a += 1/2``, ``b += e^2 / (2 q)``, a sum of squares, never a difference of large numbers. Rows of one arm may
+come in any order and any split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqbdl.posteriors.joint_gaussian import safe_cholesky
+
+
+@dataclass(frozen=True)
+class ArmHeads:
+    """What is known of every arm.
+
+    Attributes:
+        mean: ``K x F`` weights.
+        factor: ``K x F x F`` lower Cholesky factors of the unit-noise precisions ``A``.
+        a: ``K`` shapes of the noise posteriors.
+        b: ``K`` scales of the noise posteriors.
+        log_evidence: ``K``, of the rows absorbed.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    a: Tensor
+    b: Tensor
+    log_evidence: Tensor
+
+
+def prior_heads(num_arms: int, num_features: int, alpha: float, a0: float, b0: float) -> ArmHeads:
+    """No rows yet."""
+    one = torch.ones(num_arms, dtype=torch.float64)
+    factor = math.sqrt(alpha) * torch.eye(num_features, dtype=torch.float64).expand(num_arms, -1, -1).clone()
+    return ArmHeads(torch.zeros(num_arms, num_features, dtype=torch.float64), factor, a0 * one, b0 * one, 0.0 * one)
+
+
+def absorb_arm_rows(state: ArmHeads, features: Tensor, arms: Tensor, rewards: Tensor) -> ArmHeads:
+    """Add rows, each to its arm.
+
+    Args:
+        state: What was known.
+        features: ``n x F``.
+        arms: ``n`` indices.
+        rewards: ``n``.
+    """
+    mean, factor, a, b, evidence = (t.clone() for t in (state.mean, state.factor, state.a, state.b, state.log_evidence))
+    for k in arms.unique().tolist():
+        rows = arms == k
+        phi, n = features[rows], int(rows.sum())
+        old = factor[k]
+        spread = torch.linalg.solve_triangular(old, phi.T, upper=False)  # F x n
+        predictive = safe_cholesky(torch.eye(n).to(phi) + spread.T @ spread)
+        surprise = (rewards[rows] - phi @ mean[k]).unsqueeze(-1)
+        white = torch.linalg.solve_triangular(predictive, surprise, upper=False)
+        new = safe_cholesky(old @ old.T + phi.T @ phi)
+        mean[k] += torch.cholesky_solve(phi.T @ surprise, new).squeeze(-1)
+        a_new, b_new = a[k] + 0.5 * n, b[k] + 0.5 * white.square().sum()
+        evidence[k] += torch.lgamma(a_new) - torch.lgamma(a[k]) + a[k] * b[k].log() - a_new * b_new.log()
+        evidence[k] -= predictive.diagonal().log().sum() + 0.5 * n * math.log(2 * math.pi)
+        factor[k], a[k], b[k] = new, a_new, b_new
+    return ArmHeads(mean, factor, a, b, evidence)
+
+
+def forget(state: ArmHeads, prior: ArmHeads, gamma: float) -> ArmHeads:
+    """Stabilized exponential forgetting: natural parameters ``gamma eta + (1 - gamma) eta_0``, towards the prior.
+
+    Precisions never fall below the prior's, however long no row comes (plain exponential forgetting winds up). ``b`` follows
+    from its natural parameter ``b + m^T A m / 2`` as a sum of nonnegative terms.
+
+    Args:
+        state: What was known.
+        prior: What it decays to.
+        gamma: In ``(0, 1]``.
+    """
+    old, base = state.factor @ state.factor.mT, prior.factor @ prior.factor.mT
+    factor = safe_cholesky(gamma * old + (1 - gamma) * base)
+    gap = (state.mean - prior.mean).unsqueeze(-1)  # K x F x 1
+    pulled = torch.cholesky_solve(gamma * (old @ gap), factor)
+    between = ((1 - gamma) * (base @ gap) * pulled).sum((-2, -1))
+    return ArmHeads(
+        prior.mean + pulled.squeeze(-1),
+        factor,
+        gamma * state.a + (1 - gamma) * prior.a,
+        gamma * state.b + (1 - gamma) * prior.b + 0.5 * between.clamp_min(0.0),
+        state.log_evidence,
+    )
+
+
+def draw_weights(state: ArmHeads, n: int, generator: torch.Generator) -> Tensor:
+    """``n x K x F`` weights, noise variances drawn first: arms are independent given the features."""
+    K, F = state.mean.shape
+    gamma = torch._standard_gamma(state.a.expand(n, K).contiguous(), generator=generator)
+    white = torch.randn(n, K, F, 1, generator=generator, dtype=torch.float64)
+    spread = torch.linalg.solve_triangular(state.factor.mT, white, upper=True).squeeze(-1)
+    return state.mean + (state.b / gamma).sqrt().unsqueeze(-1) * spread
+
+
+def log_density(state: ArmHeads, features: Tensor, arm: int, reward: float) -> float:
+    """Log of the Student-t predictive density of one reward; ``features: F``."""
+    spread = torch.linalg.solve_triangular(state.factor[arm], features.unsqueeze(-1), upper=False)
+    scale = (state.b[arm] / state.a[arm] * (1 + spread.square().sum())).sqrt()
+    law = torch.distributions.StudentT(2 * state.a[arm], features @ state.mean[arm], scale)
+    return float(law.log_prob(features.new_tensor(reward)))
+
+
+def match_heads(state: ArmHeads, old: Tensor, new: Tensor, arms: Tensor, prior: ArmHeads, steps: int = 100) -> ArmHeads:
+    """Carry beliefs over to other features by likelihood matching (Nabati, Zahavy and Mannor 2021).
+
+    Of every arm the covariance ``S`` under the new features is positive semidefinite and gives remembered rows the variances that
+    they had, ``min_S sum_j (phi_new_j^T S phi_new_j - phi_old_j^T A^{-1} phi_old_j)^2``, by projected gradients from the prior's;
+    means are matched at the same rows by ridge regression. Noise posteriors stay. Arms without rows keep their prior.
+
+    Args:
+        state: Under the old features.
+        old: ``n x F`` old features of the remembered rows.
+        new: ``n x F'`` new ones.
+        arms: ``n``.
+        prior: Under the new features; where matching begins.
+        steps: Projected gradient steps.
+    """
+    mean, factor = prior.mean.clone(), prior.factor.clone()
+    for k in arms.unique().tolist():
+        was, now = old[arms == k], new[arms == k]
+        wanted = torch.linalg.solve_triangular(state.factor[k], was.T, upper=False).square().sum(0)
+        rate = 1.0 / torch.linalg.eigvalsh((now @ now.T).square())[-1].clamp_min(1e-12)
+        S = torch.cholesky_inverse(prior.factor[k])
+        for _ in range(steps):
+            gap = ((now @ S) * now).sum(-1) - wanted
+            values, vectors = torch.linalg.eigh(S - rate * (now.T @ (gap.unsqueeze(-1) * now)))
+            S = (vectors * values.clamp_min(0.0)) @ vectors.T
+        precision = torch.cholesky_inverse(safe_cholesky(S + 1e-5 * torch.eye(S.shape[0]).to(S)))
+        factor[k] = safe_cholesky(0.5 * (precision + precision.T))
+        gram = now.T @ now + 1e-3 * torch.eye(now.shape[1]).to(now)
+        mean[k] = torch.cholesky_solve((now.T @ (was @ state.mean[k])).unsqueeze(-1), safe_cholesky(gram)).squeeze(-1)
+    return ArmHeads(mean, factor, state.a, state.b, state.log_evidence)
