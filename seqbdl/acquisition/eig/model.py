@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,8 @@ def log_likelihood(model: DesignModel, y: Tensor, theta: Tensor, design: Tensor)
         ShapeError: Another shape than the broadcast leading dimensions of the arguments.
         InvalidDataError: NaN or ``+inf``.
     """
-    wanted = torch.broadcast_shapes(y.shape[:-1], theta.shape[:-1], design.shape[:-1])
+    # NumPy's: PyTorch's function of that name takes a millisecond, and imports SymPy first.
+    wanted = np.broadcast_shapes(y.shape[:-1], theta.shape[:-1], design.shape[:-1])
     value = model.log_prob(y, theta, design)
     if not isinstance(value, Tensor) or value.shape != wanted:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -66,7 +68,7 @@ def simulate_outcomes(model: DesignModel, theta: Tensor, design: Tensor, generat
         ShapeError: Another shape than the broadcast leading dimensions and one for the outcome.
         InvalidDataError: NaN.
     """
-    wanted = torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1])
+    wanted = np.broadcast_shapes(theta.shape[:-1], design.shape[:-1])
     y = model.simulate(theta, design, generator)
     if y.shape[:-1] != wanted or y.dim() != len(wanted) + 1:
         raise ShapeError(f"simulate answered {tuple(y.shape)}; it needs {(*wanted, 'm')}, with the outcome's dimension last")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def history_log_likelihood(model: DesignModel, designs: Tensor, outcomes: Tensor
             f"designs has shape {tuple(designs.shape)}, outcomes {tuple(outcomes.shape)}; they need (... x) T x d and "
             "(... x) T x m"
         )
-    shape = torch.broadcast_shapes(designs.shape[:-2], outcomes.shape[:-2], theta.shape[:-1])
+    shape = np.broadcast_shapes(designs.shape[:-2], outcomes.shape[:-2], theta.shape[:-1])
     total = torch.zeros(shape, dtype=torch.float64, device=theta.device)
     for t in range(designs.shape[-2]):
         total = total + log_likelihood(model, outcomes[..., t, :], theta, designs[..., t, :])
