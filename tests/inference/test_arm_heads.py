@@ -1,0 +1,141 @@
+"""Exact heads: recursive against batch, splits, evidence, forgetting, likelihood matching, draws, bounded time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqbdl.inference.arm_heads import (
+    absorb_arm_rows,
+    draw_weights,
+    forget,
+    log_density,
+    match_heads,
+    prior_heads,
+)
+from seqbdl.surrogates.arm_heads import ArmHeadsModel
+
+
+def rows(n: int, seed: int = 0, K: int = 2, F: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    phi = torch.randn(n, F, generator=generator, dtype=torch.float64)
+    arms = torch.randint(K, (n,), generator=generator)
+    rewards = phi @ torch.arange(1.0, F + 1).double() * (arms + 1) + torch.randn(n, generator=generator, dtype=torch.float64)
+    return phi, arms, rewards
+
+
+def closed_form(phi: Tensor, r: Tensor, alpha: float, a0: float, b0: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The textbook's mean, b and log evidence of one arm."""
+    A = alpha * torch.eye(phi.shape[1]).double() + phi.T @ phi
+    m = torch.linalg.solve(A, phi.T @ r)
+    b = b0 + 0.5 * (r @ r - m @ A @ m)
+    a = torch.tensor(a0 + 0.5 * len(r), dtype=torch.float64)
+    evidence = 0.5 * phi.shape[1] * math.log(alpha) - 0.5 * torch.logdet(A) + a0 * math.log(b0) - a * b.log()
+    evidence = evidence + torch.lgamma(a) - math.lgamma(a0) - 0.5 * len(r) * math.log(2 * math.pi)
+    return m, b, evidence
+
+
+def test_five_thousand_updates_are_the_batch_posterior_and_b_grows() -> None:
+    phi, arms, r = rows(5000)
+    state = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    for i in range(5000):
+        new = absorb_arm_rows(state, phi[i : i + 1], arms[i : i + 1], r[i : i + 1])
+        assert bool((new.b >= state.b).all())
+        state = new
+    for k in range(2):
+        mean, b, evidence = closed_form(phi[arms == k], r[arms == k], 0.25, 6.0, 6.0)
+        assert torch.allclose(state.mean[k], mean, rtol=1e-8, atol=1e-8)
+        assert torch.allclose(state.b[k], b, rtol=1e-8)
+        assert torch.allclose(state.log_evidence[k], evidence, rtol=1e-8)
+
+
+@pytest.mark.parametrize("cut", [1, 37, 99])
+def test_splits_do_not_matter(cut: int) -> None:
+    phi, arms, r = rows(100)
+    prior = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    whole = absorb_arm_rows(prior, phi, arms, r)
+    parts = absorb_arm_rows(absorb_arm_rows(prior, phi[cut:], arms[cut:], r[cut:]), phi[:cut], arms[:cut], r[:cut])
+    for name, value in whole.__dict__.items():
+        assert torch.allclose(getattr(parts, name), value, rtol=1e-9, atol=1e-9), name
+
+
+def test_the_evidence_grows_by_the_predictive_density() -> None:
+    phi, arms, r = rows(20)
+    state = absorb_arm_rows(prior_heads(2, 4, 0.25, 6.0, 6.0), phi[:19], arms[:19], r[:19])
+    after = absorb_arm_rows(state, phi[19:], arms[19:], r[19:])
+    grown = float((after.log_evidence - state.log_evidence).sum())
+    assert grown == pytest.approx(log_density(state, phi[19], int(arms[19]), float(r[19])), abs=1e-9)
+
+
+def test_draws_have_the_posterior_moments() -> None:
+    state = absorb_arm_rows(prior_heads(2, 4, 0.25, 6.0, 6.0), *rows(30))
+    draws = draw_weights(state, 40_000, torch.Generator().manual_seed(0))
+    covariance = torch.cholesky_inverse(state.factor) * (state.b / (state.a - 1))[:, None, None]
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert bool(((draws.mean(0) - state.mean).abs() < 5 * sd / 200).all())
+    sample = torch.stack([torch.cov(draws[:, k].T) for k in range(2)])
+    assert bool(((sample - covariance).abs() < 6 * 1.5 / 200 * sd.unsqueeze(-1) * sd.unsqueeze(-2)).all())
+
+
+def test_forgetting_is_in_natural_parameters_and_ends_at_the_prior() -> None:
+    prior = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    state = absorb_arm_rows(prior, *rows(30))
+    aged, gamma = forget(state, prior, 0.9), 0.9
+    A, A0 = state.factor @ state.factor.mT, prior.factor @ prior.factor.mT
+    new = aged.factor @ aged.factor.mT
+    assert torch.allclose(new, gamma * A + (1 - gamma) * A0)
+    assert torch.allclose((new @ aged.mean.unsqueeze(-1)), gamma * A @ state.mean.unsqueeze(-1), atol=1e-9)
+    quadratic = [0.5 * (s.mean.unsqueeze(-2) @ M @ s.mean.unsqueeze(-1)).squeeze() for s, M in ((state, A), (aged, new))]
+    assert torch.allclose(aged.b + quadratic[1], gamma * (state.b + quadratic[0]) + (1 - gamma) * prior.b)
+    for _ in range(500):
+        state = forget(state, prior, 0.9)
+    assert torch.allclose(state.factor, prior.factor, atol=1e-6)
+    assert torch.allclose(state.mean, prior.mean, atol=1e-6)
+    assert torch.allclose(state.a, prior.a)
+
+
+def test_matching_keeps_the_variances_of_remembered_rows() -> None:
+    prior = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    phi, arms, r = rows(12)
+    state = absorb_arm_rows(prior, phi, arms, r)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
+    new = phi @ turn  # a rotation: an exact match exists
+    carried = match_heads(state, phi, new, arms, prior, steps=3000)
+    for k in range(2):
+        was, now = phi[arms == k], new[arms == k]
+        old_var = torch.linalg.solve_triangular(state.factor[k], was.T, upper=False).square().sum(0)
+        new_var = torch.linalg.solve_triangular(carried.factor[k], now.T, upper=False).square().sum(0)
+        assert torch.allclose(new_var, old_var, rtol=0.05, atol=1e-3)
+        assert torch.allclose(now @ carried.mean[k], was @ state.mean[k], atol=0.05)
+
+
+def test_retraining_rebuilds_exactly_and_memory_is_bounded() -> None:
+    phi, arms, r = rows(60)
+    model = ArmHeadsModel(4, 2, hidden=(8,), steps=5)
+    model.absorb(phi, arms, r)
+    model.retrain()
+    again = absorb_arm_rows(model._prior(), model.features(phi), arms, r)
+    assert torch.allclose(model.heads.mean, again.mean)
+    small = ArmHeadsModel(4, 2, hidden=(8,), steps=5, memory=10)
+    for i in range(60):
+        small.absorb(phi[i : i + 1], arms[i : i + 1], r[i : i + 1])
+    assert len(small.state_dict()["rows"][0]) == 20
+    exact = absorb_arm_rows(small._prior(), small.features(phi), arms, r)
+    assert torch.allclose(small.heads.mean, exact.mean, atol=1e-8)
+    small.retrain()
+    assert torch.allclose(small.heads.a, exact.a)  # the rows that left still count
+
+
+def test_an_abrupt_change_resets_the_arm() -> None:
+    model = ArmHeadsModel(1, 1, hidden=(), a0=2.0, b0=0.1, reset_threshold=5.0)
+    x, arm = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    for i in range(50):
+        model.absorb(x, arm, torch.tensor([0.1 * (-1) ** i], dtype=torch.float64))
+    assert model.heads.a > 20
+    for _ in range(5):
+        model.absorb(x, arm, torch.tensor([2.0], dtype=torch.float64))
+    assert model.heads.a < 10
+    assert float(model.mean(x[0], [0])) == pytest.approx(2.0, abs=0.6)
