@@ -62,7 +62,7 @@ class ContinualLoop:
     def __init__(
         self,
         stream_env: gymnasium.Env[Any, Any] | None,
-        surrogate: str | Surrogate = "bayesian-last-layer",
+        surrogate: str | Surrogate = "last-layer-laplace",
         *,
         likelihood: str | None = None,
         change: ChangeRule | None = None,
