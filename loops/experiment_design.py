@@ -241,7 +241,8 @@ class ExperimentDesignLoop:
     ) -> Any:
         """What was measured at a design, asked or not; the posterior becomes the prior of what comes next.
 
-        Everything is checked, and the posterior computed, before anything is recorded.
+        An outcome is checked, and the posterior computed, before anything is recorded. Of several designs, those before one whose
+        outcome the model holds impossible are kept.
 
         Args:
             action: A point, or the values of a design in order; a list of points for several.
