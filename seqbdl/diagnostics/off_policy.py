@@ -102,6 +102,7 @@ def off_policy_value(
     return OffPolicyEstimate(value, error, (value - half, value + half), effective, method)
 
 
-def _refuse(name: str, bad: NDArray[np.bool_], remedy: str) -> None:
+def _refuse(name: str, wrong: Any, remedy: str) -> None:
+    bad = np.asarray(wrong)
     if bad.any():
         raise InvalidDataError(f"{name}: row {int(np.flatnonzero(bad)[0])} cannot be used; {remedy}")

@@ -78,7 +78,7 @@ def fit_features(
             outputs = hidden @ leaves[-1][0] + leaves[-1][1]
             errors = outputs.gather(1, arms[rows].unsqueeze(-1)).squeeze(-1) - targets[rows]
             optimizer.zero_grad()
-            errors.square().mean().backward()  # type: ignore[no-untyped-call]
+            errors.square().mean().backward()
             torch.nn.utils.clip_grad_norm_(flat, settings.max_norm)
             optimizer.step()
     return [(layer[0].detach(), layer[1].detach()) for layer in leaves]

@@ -134,7 +134,8 @@ class ArmHeadsModel:
         if self.memory is None:
             return
         counts = [0] * self.num_arms
-        keep, leave = [], []
+        keep: list[tuple[Tensor, int, float]] = []
+        leave: list[tuple[Tensor, int, float]] = []
         for row in reversed(self._rows):
             counts[row[1]] += 1
             (keep if counts[row[1]] <= self.memory else leave).append(row)
