@@ -46,6 +46,8 @@ from seqbdl.inference.adam import AdamSettings, adam
 from seqbdl.inference.evidence import NoiseTerms, evidence_at
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, gauss_newton
 from seqbdl.inference.log_joint import LogJoint
+from seqbdl.inference.members import by_gauss_newton
+from seqbdl.inference.observations import Randomized
 from seqbdl.likelihoods import get_likelihood
 from seqbdl.networks import MLP
 from seqbdl.priors import GaussianPrior
@@ -177,9 +179,9 @@ def ensembles(quick: bool) -> Iterable[Race]:
         def ours(n: int = n, X: Tensor = X, Y: Tensor = Y, variance: Tensor = variance, found: dict[str, Any] = found) -> None:
             generator = torch.Generator().manual_seed(0)
             anchors = torch.randn(10, network().num_params, generator=generator, dtype=torch.float64)
-            targets = Y + variance.sqrt() * torch.randn(10, n, 1, generator=generator, dtype=torch.float64)
-            settings = GaussNewtonSettings(max_iterations=30)
-            found["ours"] = gauss_newton(network(), X, targets, variance, anchors, anchors, settings).z
+            white = torch.randn(10, n, 1, generator=generator, dtype=torch.float64)
+            seen = Randomized(get_likelihood("gaussian"), Y, variance, white)
+            found["ours"] = by_gauss_newton(network(), X, seen, anchors, anchors)  # with the settings of the ensembles
 
         def theirs(X: Tensor = X, Y: Tensor = Y, found: dict[str, Any] = found) -> None:
             found["loop"] = looped_adam(X, Y, 10, steps)

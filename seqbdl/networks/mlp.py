@@ -186,21 +186,29 @@ class MLP(Network):
     def _kernel(self, first: tuple[list[Tensor], list[Tensor]], second: tuple[list[Tensor], list[Tensor]]) -> Tensor:
         """Sum over layers and branches of input products times signal products, ``S x ... x (N m) x (N' m)``."""
         total: Tensor | None = None
-        for part in self._layer_kernels(first, second):
-            total = part if total is None else total + part
+        for inputs, signals in self._layer_products(first, second):
+            if total is None or self.branches > 1:
+                part = (inputs * signals).sum(1) if self.branches > 1 else (inputs * signals).squeeze(1)
+                total = part if total is None else total.add_(part)
+            else:  # in place: at a thousand rows most of the time is spent moving these matrices
+                total = total.addcmul_(inputs.squeeze(1), signals.squeeze(1))
         assert total is not None
         return total
 
-    def _layer_kernels(
+    def _layer_products(
         self, first: tuple[list[Tensor], list[Tensor]], second: tuple[list[Tensor], list[Tensor]]
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of every layer the products of inputs, constant included, and those of backward signals, ``S x K x ...``."""
         m = self.num_outputs
         for layer, (a1, a2, d1, d2) in enumerate(zip(first[0], second[0], first[1], second[1], strict=True)):
-            inputs = self._weight_scale[layer] ** 2 * (a1 @ a2.transpose(-1, -2)) + self._bias_scale[layer] ** 2
+            inputs = self._with_constant(a1, layer) @ self._with_constant(a2, layer).transpose(-1, -2)
             if m > 1:
                 inputs = inputs.repeat_interleave(m, -1).repeat_interleave(m, -2)
-            signals = d1.flatten(-3, -2) @ d2.flatten(-3, -2).transpose(-1, -2)
-            yield (inputs * signals).sum(1)
+            yield inputs, d1.flatten(-3, -2) @ d2.flatten(-3, -2).transpose(-1, -2)
+
+    def _with_constant(self, a: Tensor, layer: int) -> Tensor:
+        """A layer's inputs as its whitened weights see them, ``... x (in + 1)``."""
+        return torch.cat([self._weight_scale[layer] * a, self._bias_scale[layer].to(a).expand(*a.shape[:-1], 1)], -1)
 
     @property
     def blocks(self) -> tuple[WeightBlock, ...]:
@@ -208,7 +216,8 @@ class MLP(Network):
         return tuple(layers) * self.branches
 
     def group_kernels(self, tangents: Tangents) -> Tensor:
-        return torch.stack([part[0] for part in self._layer_kernels(tangents.parts, tangents.parts)])
+        products = self._layer_products(tangents.parts, tangents.parts)
+        return torch.stack([(inputs * signals).sum(1)[0] for inputs, signals in products])
 
     def kronecker_factors(self, tangents: Tangents, root: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """``A = sum a a^T`` of the layer's inputs, ``B = sum g g^T`` of the backward signals of whitened outputs, ``c = N``
@@ -216,8 +225,7 @@ class MLP(Network):
         layers = []
         for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
             signals = root[:, :, None] * d[0] if root.dim() == 2 else root.transpose(-1, -2) @ d[0]  # K x N x m x out
-            bias = self._bias_scale[layer].expand(*a[0].shape[:-1], 1)
-            inputs = torch.cat([self._weight_scale[layer] * a[0], bias], -1).expand(self.branches, -1, -1)
+            inputs = self._with_constant(a[0], layer).expand(self.branches, -1, -1)
             signals = signals.flatten(1, 2)
             layers.append((inputs.transpose(-1, -2) @ inputs, signals.transpose(-1, -2) @ signals))
         count = root.new_tensor(float(root.shape[0]))

@@ -37,7 +37,7 @@ class FittedEnsemble(ParticleSurrogate):
         *args: Any,
         num_members: int = 16,
         fit: str = "auto",
-        max_iterations: int = 30,
+        max_iterations: int = 15,
         steps: int = 2000,
         learning_rate: float = 0.03,
         batch_size: int = 64,
