@@ -203,6 +203,44 @@ def label(
     console.print(f"Labels: {outcome.output}", highlight=False, soft_wrap=True, markup=False)
 
 
+@app.command()
+def bandit(
+    table: Annotated[Path, typer.Argument(help="A CSV file with a header, one row per decision.")],
+    rewards: Annotated[str | None, typer.Option(help="Columns of rewards, one per arm: a,b,c.")] = None,
+    label: Annotated[str | None, typer.Option(help="Or a column of classes: the right one earns 1.")] = None,
+    features: Annotated[str | None, typer.Option(help="Columns of the context; all other numeric ones by default.")] = None,
+    surrogate: Annotated[str, typer.Option(help="linear, neural-linear, or a registered surrogate.")] = "neural-linear",
+    policy: Annotated[str, typer.Option(help="How arms are chosen; see docs/bandits.md.")] = "thompson",
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rows to play; all by default.")] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Play the rows in random order.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File of decisions; by default beside the table.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Let a policy play a table of contexts and rewards: what would it have earned?"""
+    from seqbdl.cli.bandit import BanditSettings, run_bandit
+
+    settings = BanditSettings(
+        table=table,
+        rewards=_names(rewards),
+        label=label,
+        features=_names(features),
+        surrogate=surrogate,
+        policy=policy,
+        rounds=rounds,
+        shuffle=shuffle,
+        out=out,
+        seed=seed,
+        progress=not quiet,
+    )
+    console = _console()
+    with _one_line_errors():
+        outcome = run_bandit(settings)
+    for line in outcome.lines():
+        console.print(line, highlight=False, markup=False)
+    console.print(f"Decisions: {settings.output}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
