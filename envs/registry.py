@@ -258,7 +258,7 @@ def register_all() -> None:
             gymnasium.register(env_id(name), entry_point=entry.entry_point, kwargs=dict(entry.kwargs))
 
 
-def list_envs(kind: str | None = "points") -> list[EnvInfo]:
+def list_envs(kind: str | None = None) -> list[EnvInfo]:
     """Every problem of this package, whether or not what it needs is installed.
 
     Args:

@@ -33,6 +33,14 @@ class Format(StrEnum):
     json = "json"
 
 
+class Kind(StrEnum):
+    """What a problem's action is: a point, the prediction of a chunk of a stream, or an arm."""
+
+    points = "points"
+    stream = "stream"
+    bandit = "bandit"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, or JSON for programs.")]
 
 
@@ -255,11 +263,14 @@ def surrogates(form: FormatOption = Format.table) -> None:
 
 
 @app.command()
-def envs(form: FormatOption = Format.table) -> None:
+def envs(
+    kind: Annotated[Kind | None, typer.Option(help="Only those of this kind.")] = None,
+    form: FormatOption = Format.table,
+) -> None:
     """List the decision problems that come with the package."""
     from seqbdl.envs import list_envs
 
-    known = list_envs()
+    known = list_envs(None if kind is None else kind.value)
     if form is Format.json:
         _listing([asdict(info) for info in known], "Environments", form)
         return

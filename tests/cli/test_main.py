@@ -97,6 +97,9 @@ def test_envs_can_all_be_made_when_they_say_so() -> None:
     assert {"seqbdl/Branin-v0", "seqbdl/TuneDigits-v0"} <= registered
     assert registered <= set(gymnasium.registry)
     assert "seqbdl/Branin-v0" in invoke("envs").output
+    bandits = {row["id"] for row in json.loads(invoke("envs", "--kind", "bandit", "--format", "json").output)}
+    assert "seqbdl/WheelBandit-v0" in bandits
+    assert bandits < registered
 
 
 def test_optimize_writes_table_picture_and_report(configure: Any, tmp_path: Path) -> None:

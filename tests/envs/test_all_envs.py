@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import seqbdl.envs
 from seqbdl.envs import DecisionEnv, EnvInfo, Evaluation, list_envs
 
-INFOS = list_envs()
+INFOS = list_envs("points")
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "seqbdl/TablePool-v0": {
         "table": pd.DataFrame({"a": [1.0, 2.0, 2.0], "b": [0.0, 1.0, 1.0], "y": [3.0, 5.0, 7.0]}),
