@@ -22,7 +22,7 @@ def exact_information(log_probs: Tensor, weights: Tensor | None = None) -> Bound
     Args:
         log_probs: ``... x N x K``; probabilities sum to one over ``K``.
         weights: ``N``, of a distribution on the parameters (a grid): then the standard error is 0. ``None``: equally
-        weighted draws.
+            weighted draws.
 
     Returns:
         Bounds of shape ``...`` with equal sides.
