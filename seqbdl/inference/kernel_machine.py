@@ -352,7 +352,7 @@ def clearly_better(densities: Tensor) -> int:
     Args:
         densities: ``options x rows`` held-out log densities, from the safest option on.
     """
-    if densities.shape[0] == 1:
+    if densities.shape[0] == 1 or densities.shape[1] < 2:  # one row says nothing about its own error
         return 0
     other = 1 + first_good(densities[1:])
     gain = densities[other] - densities[0]
