@@ -12,7 +12,7 @@ error, averaged over the rounds.
 The CSV is written after every run, and a run that it holds is not repeated.
 
     python benchmarks/active_learning.py                     # writes benchmarks/results/active_learning.{csv,md}
-    python benchmarks/active_learning.py --tasks friedman1 --seeds 2 --out /tmp/al.csv
+    python benchmarks/active_learning.py --tasks friedman1 --seeds 2 --out FILE
     python benchmarks/active_learning.py --quick             # seconds, small sizes, writes nothing
 """
 

@@ -12,13 +12,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import sklearn.datasets
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Array = npt.NDArray[np.float64]
+
+
+def read_table(table: pd.DataFrame | str, target: str, features: Sequence[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """A user's table and the names of its inputs, which are numbers.
+
+    Args:
+        table: a data frame, or the path of a CSV file.
+        target: the column that is not an input.
+        features: the inputs; by default all other columns.
+
+    Raises:
+        ValueError: there is no such file or column, or an input is not numeric.
+    """
+    import pandas as pd
+
+    try:
+        frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(table)
+    except FileNotFoundError as error:
+        raise ValueError(f"table: no file {table!r}; give a data frame or the path of a file.") from error
+    columns = list(features) if features is not None else [c for c in frame.columns if c != target]
+    missing = [c for c in [target, *columns] if c not in frame.columns]
+    if missing:
+        raise ValueError(f"table: no column {missing[0]!r}; its columns are {list(frame.columns)}.")
+    for column in columns:
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            raise ValueError(f"table: column {column!r} is not numeric; encode it, or leave it out of features.")
+    return frame, columns
 
 
 @dataclass(frozen=True)

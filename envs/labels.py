@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from seqbdl.envs.base import Array, DecisionEnv, Evaluation
-from seqbdl.envs.data import load_sklearn
+from seqbdl.envs.data import load_sklearn, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,17 +190,7 @@ class TableLabelEnv(LabelPoolEnv):
     ) -> None:
         import pandas as pd
 
-        try:
-            frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(table)
-        except FileNotFoundError as error:
-            raise ValueError(f"table: no file {table!r}; give a data frame or the path of a file.") from error
-        columns = list(features) if features is not None else [c for c in frame.columns if c != target]
-        missing = [c for c in [target, *columns] if c not in frame.columns]
-        if missing:
-            raise ValueError(f"table: no column {missing[0]!r}; its columns are {list(frame.columns)}.")
-        for column in columns:
-            if not pd.api.types.is_numeric_dtype(frame[column]):
-                raise ValueError(f"table: column {column!r} is not numeric; encode it, or leave it out of features.")
+        frame, columns = read_table(table, target, features)
         if frame[target].isna().any():
             row = int(np.flatnonzero(frame[target].isna())[0])
             raise ValueError(f"table: {target!r} is empty in row {row}; drop rows without a label.")

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from seqbdl.envs.base import Array, DecisionEnv, Evaluation
-from seqbdl.envs.data import TABLES, load_sklearn, load_table
+from seqbdl.envs.data import TABLES, load_sklearn, load_table, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,17 +92,9 @@ class TablePoolEnv(PoolEnv):
     ) -> None:
         import pandas as pd
 
-        try:
-            frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(table)
-        except FileNotFoundError as error:
-            raise ValueError(f"table: no file {table!r}; give a data frame or the path of a file.") from error
-        columns = list(features) if features is not None else [c for c in frame.columns if c != target]
-        missing = [c for c in [target, *columns] if c not in frame.columns]
-        if missing:
-            raise ValueError(f"table: no column {missing[0]!r}; its columns are {list(frame.columns)}.")
-        for column in [target, *columns]:
-            if not pd.api.types.is_numeric_dtype(frame[column]):
-                raise ValueError(f"table: column {column!r} is not numeric; encode it, or leave it out of features.")
+        frame, columns = read_table(table, target, features)
+        if not pd.api.types.is_numeric_dtype(frame[target]):
+            raise ValueError(f"table: column {target!r} is not numeric; a measured outcome is a number.")
         super().__init__(
             frame[columns].to_numpy(dtype=np.float64),
             frame[target].to_numpy(dtype=np.float64),

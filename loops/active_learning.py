@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.acquisition.batches import Batch, get_batch_acquisition, select_batch
-from seqbdl.errors import InvalidDataError, InvalidOptionError, StateError
+from seqbdl.errors import InvalidDataError, InvalidOptionError
 from seqbdl.loops.conditioning import Conditioning, moments
 from seqbdl.loops.history import COMPLETE, FAILED, Record
 from seqbdl.loops.label_pool import INDEX, Features, LabelPool
@@ -19,7 +19,7 @@ from seqbdl.loops.learning_labels import Labels, check_rows, check_selection, in
 from seqbdl.loops.learning_metrics import class_metrics, class_probs, kappa, value_metrics
 from seqbdl.loops.outcomes import OutcomeSpec
 from seqbdl.loops.proposals import SpaceExhaustedError
-from seqbdl.loops.settings import check_refit
+from seqbdl.loops.settings import check_refit, check_state
 from seqbdl.posteriors import Prediction
 from seqbdl.serialization import generator_state
 from seqbdl.surrogates import Surrogate
@@ -381,12 +381,7 @@ class ActiveLearningLoop:
         Raises:
             StateError: The state is of another version, or of a loop with another pool, surrogate, acquisition or classes.
         """
-        if state.get("version") != STATE_VERSION:
-            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
-        mine = self._settings()
-        for name, value in dict(state["settings"]).items():
-            if mine.get(name) != value:
-                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
+        check_state(state, STATE_VERSION, self._settings())
         self._model.load_state_dict(state["model"])
         self.history = LearningHistory.from_tree(state["history"])
         self.generator.set_state(state["generator"])

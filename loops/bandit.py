@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqbdl.errors import InvalidOptionError, StateError
+from seqbdl.errors import InvalidOptionError
 from seqbdl.loops.bandit_arms import Arms, read_context, read_spaces
 from seqbdl.loops.bandit_history import BanditHistory, Decision
 from seqbdl.loops.bandit_learning import Learner, build_learner
@@ -23,6 +23,7 @@ from seqbdl.loops.bandit_policies import (
 )
 from seqbdl.loops.bandit_telling import read_observed, read_told
 from seqbdl.loops.history import COMPLETE, FAILED, Record
+from seqbdl.loops.settings import check_state
 from seqbdl.serialization import generator_state
 from seqbdl.surrogates import Surrogate
 
@@ -354,12 +355,7 @@ class BanditLoop:
         Raises:
             StateError: The state is of another version, or of a loop with other settings.
         """
-        if state.get("version") != STATE_VERSION:
-            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
-        mine = self._settings()
-        for name, value in dict(state["settings"]).items():
-            if mine.get(name) != value:
-                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
+        check_state(state, STATE_VERSION, self._settings())
         self.history = BanditHistory.from_tree(state["history"])
         while self.space.num_arms < int(state["arms"]["num_arms"]):
             self.space.add(None, check=False)

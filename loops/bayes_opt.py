@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, StateError
+from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError
 from seqbdl.loops.conditioning import Conditioning
 from seqbdl.loops.designs import Design
 from seqbdl.loops.history import COMPLETE, FAILED, PARTIAL, History, Record
@@ -28,7 +28,7 @@ from seqbdl.loops.proposals import (
     choose_acquisition,
     propose,
 )
-from seqbdl.loops.settings import check_ref_point, check_refit, initial_count
+from seqbdl.loops.settings import check_ref_point, check_refit, check_state, initial_count
 from seqbdl.loops.space import Point, Space
 from seqbdl.loops.telling import Trial, read_trials
 from seqbdl.loops.transfer import Trust
@@ -61,7 +61,8 @@ class BayesOptLoop:
         refit: ``"every"`` change of the data, every ``k`` new trials (updates in between), or ``"update"``: fit once,
             then let the posterior become the prior.
         noise: Known variance of the observation noise, in squared units of the outcome; ``None``: learned.
-        prior: The surrogate of an earlier campaign (:func:`seqbdl.load`), in place of ``surrogate``; see :func:`trust`.
+        prior: The surrogate of an earlier campaign (:func:`seqbdl.load`), in place of ``surrogate``; see :func:`trust`. Every
+            model starts from it, so that ``refit`` has nothing to choose.
         replicates: Whether a point may be asked twice.
         ref_point: For several outcomes, in the user's units and directions: where the hypervolume is measured from.
         seed: Of everything random.
@@ -111,6 +112,10 @@ class BayesOptLoop:
         self._ref_point = check_ref_point(ref_point, num_outcomes)
         self._acquisition_options = dict(acquisition_options or {})
         self._optimizer_options = dict(optimizer_options or {})
+        if prior is not None and (surrogate != "gp" or refit != "every"):
+            raise InvalidOptionError(
+                "prior takes the place of surrogate, and all models start from it; leave surrogate and refit out"
+            )
         model = self._make_surrogate(surrogate if prior is None else prior.clone(), noise, dict(surrogate_options or {}))
         self._model = Conditioning(model, space, self.outcomes, check_refit(refit), prior)
         self._design = Design(space, seed, replicates)
@@ -387,12 +392,7 @@ class BayesOptLoop:
         Raises:
             StateError: The state is of another version, or of a loop with another space, surrogate or outcomes.
         """
-        if state.get("version") != STATE_VERSION:
-            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
-        mine = self._settings()
-        for name, value in dict(state["settings"]).items():
-            if mine.get(name) != value:
-                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
+        check_state(state, STATE_VERSION, self._settings())
         self._model.load_state_dict(state["model"])
         self.history = History.from_tree(state["history"])
         self.generator.set_state(state["generator"])

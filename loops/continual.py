@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqbdl.diagnostics import accuracy, coverage, expected_calibration_error, log_loss, nlpd, rmse
-from seqbdl.errors import InvalidDataError, InvalidOptionError, StateError
+from seqbdl.errors import InvalidDataError, InvalidOptionError
 from seqbdl.loops.changes import ChangeRule, Hypothesis, advance, expected
+from seqbdl.loops.settings import check_state
 from seqbdl.loops.stream_history import StreamHistory, StreamRecord
 from seqbdl.loops.stream_predictions import mixture
 from seqbdl.posteriors import Prediction
@@ -269,12 +270,7 @@ class ContinualLoop:
         Raises:
             StateError: The state is of another version or of a loop with other settings.
         """
-        if state.get("version") != STATE_VERSION:
-            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
-        mine = self._settings()
-        for name, value in dict(state["settings"]).items():
-            if mine.get(name) != value:
-                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
+        check_state(state, STATE_VERSION, self._settings())
         self.history = StreamHistory.from_tree(state["history"])
         self._hypotheses = [
             Hypothesis(self._restored(h["surrogate"]), float(h["log_weight"]), int(h["run"])) for h in state["hypotheses"]

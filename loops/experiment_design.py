@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.acquisition.eig import Bounds, DesignModel, information_of_history
-from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, ShapeError, StateError
+from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, ShapeError
 from seqbdl.loops.candidates import ROW
 from seqbdl.loops.design_history import DesignHistory, interval
 from seqbdl.loops.design_posteriors import (
@@ -27,6 +27,7 @@ from seqbdl.loops.design_posteriors import (
 from seqbdl.loops.design_search import DesignSettings, Propose, WithPending, best_design
 from seqbdl.loops.history import COMPLETE, FAILED, Record
 from seqbdl.loops.parameters import Real
+from seqbdl.loops.settings import check_state
 from seqbdl.loops.space import Point, Space
 from seqbdl.serialization import generator_state
 
@@ -339,12 +340,7 @@ class ExperimentDesignLoop:
         Raises:
             StateError: The state is of another version, or of a loop with another space, posterior or model.
         """
-        if state.get("version") != STATE_VERSION:
-            raise StateError(f"the state has version {state.get('version')!r}; this library reads version {STATE_VERSION}")
-        mine = self._settings()
-        for name, value in dict(state["settings"]).items():
-            if mine.get(name) != value:
-                raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {mine.get(name)!r})")
+        check_state(state, STATE_VERSION, self._settings())
         self.posterior = posterior_from_tree(state["posterior"])
         self.history = DesignHistory.from_tree(state["history"])
         self.generator.set_state(state["generator"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 from tqdm.auto import tqdm
@@ -49,6 +49,14 @@ class Loop(Protocol):
 
 
 Objective: TypeAlias = Callable[[Any], Any]
+
+
+@runtime_checkable
+class TakesNotes(Protocol):
+    """A loop that learns from more than outcomes, such as rewards of earlier decisions that arrive late."""
+
+    def note(self, record: Record, info: Mapping[str, Any]) -> None:
+        """What the environment said beside the outcome of a record."""
 
 
 def run(
@@ -132,8 +140,8 @@ def run(
                 reason=result.reason,
                 true_value=result.true_value,
             )
-            if isinstance(record, Record) and (note := getattr(loop, "note", None)) is not None:
-                note(record, result.info)  # bandits: regrets, and rewards that come late
+            if isinstance(record, Record) and isinstance(loop, TakesNotes):
+                loop.note(record, result.info)
             view.done += 1
             for watcher in watchers:
                 watcher.on_tell(view, record if isinstance(record, Record) else None)

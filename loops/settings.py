@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from seqbdl.errors import InvalidOptionError, ShapeError
+from seqbdl.errors import InvalidOptionError, ShapeError, StateError
 from seqbdl.loops.space import Space
 
 
@@ -48,3 +49,16 @@ def check_ref_point(ref_point: Any, num_outcomes: int) -> list[float] | None:
             "and needs one entry for each"
         )
     return values
+
+
+def check_state(state: Mapping[str, Any], version: int, settings: Mapping[str, Any]) -> None:
+    """Whether a loop with these settings can go on from a state, which holds ``version`` and ``settings``.
+
+    Raises:
+        StateError: The state is of another version, or of a loop with other settings.
+    """
+    if state.get("version") != version:
+        raise StateError(f"the state has version {state.get('version')!r}; this library reads version {version}")
+    for name, value in dict(state["settings"]).items():
+        if settings.get(name) != value:
+            raise StateError(f"the state belongs to a loop with another {name} ({value!r}, here {settings.get(name)!r})")

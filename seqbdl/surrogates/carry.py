@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import singledispatch
 from typing import TypeVar
 
 import torch
@@ -79,17 +80,43 @@ def prior_from(
     return twin
 
 
+@singledispatch
 def _temper(twin: Surrogate, temper: float, inflate: float) -> None:
-    if isinstance(twin, FilterSurrogate):
-        twin._belief = temper_belief(twin._belief, twin._start[0], twin.initial_covariance, temper, inflate)
-    elif isinstance(twin, VariationalSurrogate) and not isinstance(twin, FSVISurrogate):
-        twin._q = temper_mean_field(twin._q, twin._prior_components(), temper, inflate)
-        twin._elbo = None
-        twin._z, twin._log_weights = twin._particles()
-    elif isinstance(twin, KernelSurrogate) and not isinstance(twin, InducingSurrogate) and twin._conditioning.phi is None:
-        _temper_kernel(twin, temper / (1.0 + inflate))
-    else:
-        _refit(twin, temper / (1.0 + inflate))
+    """In place, by the most special class that has a rule; without one the surrogate is fitted again."""
+    _refit(twin, temper / (1.0 + inflate))
+
+
+_refitted = _temper.dispatch(Surrogate)
+_temper.register(FSVISurrogate, _refitted)  # its prior is over functions
+_temper.register(InducingSurrogate, _refitted)  # sums over its basis hold no rows apart
+
+
+@_temper.register
+def _(twin: FilterSurrogate, temper: float, inflate: float) -> None:
+    twin._belief = temper_belief(twin._belief, twin._start[0], twin.initial_covariance, temper, inflate)
+
+
+@_temper.register
+def _(twin: VariationalSurrogate, temper: float, inflate: float) -> None:
+    twin._q = temper_mean_field(twin._q, twin._prior_components(), temper, inflate)
+    twin._elbo = None
+    twin._z, twin._log_weights = twin._particles()
+
+
+@_temper.register
+def _(twin: KernelSurrogate, temper: float, inflate: float) -> None:
+    share = temper / (1.0 + inflate)
+    if twin._conditioning.phi is None:
+        _temper_kernel(twin, share)
+    else:  # beyond max_rows
+        _refit(twin, share)
+
+
+@_temper.register
+def _(twin: BayesianLastLayerSurrogate, temper: float, inflate: float) -> None:
+    share = temper / (1.0 + inflate)
+    X, Y = _refit(twin, share)
+    _temper_head(twin, X, Y, max(share, _NOTHING))
 
 
 def temper_belief(belief: Belief, centre: Tensor, variance: float, temper: float, inflate: float = 0.0) -> Belief:
@@ -136,7 +163,8 @@ def _temper_kernel(twin: KernelSurrogate, share: float) -> None:
     twin._conditioning = conditioning.condition_exact(K, state.residual, state.noise / share)
 
 
-def _refit(twin: Surrogate, share: float) -> None:
+def _refit(twin: Surrogate, share: float) -> tuple[Tensor, Tensor]:
+    """The surrogate fitted again to its rows, each counting for a share of one; these rows."""
     X, Y = twin._X, twin._Y
     assert X is not None
     assert Y is not None
@@ -160,20 +188,16 @@ def _refit(twin: Surrogate, share: float) -> None:
     for name, value in kept.items():  # the noise of new rows: only the old ones are trusted less
         setattr(twin, name, value)
     twin._Yvar = known
-    if isinstance(twin, BayesianLastLayerSurrogate):
-        _temper_head(twin, X, Y, max(share, _NOTHING))
+    return X, Y
 
 
 @contextmanager
 def _hyperparameters_held(twin: Surrogate) -> Iterator[None]:
     """Fits inside keep the scales and the noise that networks have already."""
-    names = [name for name in ("_builder", "_prior_builder") if hasattr(twin, name)]
-    kept = {name: getattr(twin, name) for name in names}
-    for name, prior in (("_builder", "_prior"), ("_prior_builder", "_function_prior")):
-        if name in kept:
-            held, known = copy.copy(kept[name]), getattr(twin, prior)
-            held.__dict__["learn"] = lambda *args, known=known, **options: known
-            setattr(twin, name, held)
+    pairs = {"_builder": "_prior", "_prior_builder": "_function_prior"}
+    kept = {name: getattr(twin, name) for name in pairs if hasattr(twin, name)}
+    for name, builder in kept.items():
+        setattr(twin, name, builder.holding(getattr(twin, pairs[name])))
     try:
         yield
     finally:

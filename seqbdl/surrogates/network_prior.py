@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,6 +92,13 @@ class NetworkBuilder:
             raise InvalidOptionError(f"network={spec!r}: give hidden widths, a torch.nn.Module, or a function that makes one")
 
         self._scales = None if scales is None else self._known_scales(scales)
+        self._held: NetworkPrior | None = None
+
+    def holding(self, prior: NetworkPrior) -> NetworkBuilder:
+        """A builder of the same networks that has nothing to learn: scales and noise stay as they are."""
+        twin = copy.copy(self)
+        twin._held = prior
+        return twin
 
     def _known_scales(self, given: ScaleSpec) -> WidthScales:
         defaults = infinite_width.default_scales(self.input_dim, self.depth, 1)
@@ -134,6 +142,8 @@ class NetworkBuilder:
             tangent: Whether the network will be used linearized.
             likelihood: Of an observation.
         """
+        if self._held is not None:
+            return self._held
         if self._scales is not None and (noise is not None or not likelihood.has_noise):
             known = self._scales.to(X)
             variance = known.noise.new_ones(self.output_dim) if noise is None else noise.expand(X.shape[0], -1).mean(0)

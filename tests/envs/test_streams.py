@@ -18,14 +18,15 @@ from seqbdl.envs import EnvInfo, list_envs
 from seqbdl.envs.image_stream import ImageStreamEnv, read_idx
 from seqbdl.envs.stream import DriftingLinearEnv
 
-STREAMS = list_envs("stream")
+STREAMS = [
+    pytest.param(info, id=info.id, marks=pytest.mark.skipif(not info.available, reason=f"needs: {info.install}"))
+    for info in list_envs("stream")
+]
 
 
-@pytest.fixture(params=STREAMS, ids=lambda info: info.id)
+@pytest.fixture(params=STREAMS)
 def env(request: pytest.FixtureRequest) -> Any:
     info: EnvInfo = request.param
-    if not info.available:
-        pytest.skip(f"needs: {info.install}")
     return gymnasium.make(info.id).unwrapped
 
 
