@@ -98,8 +98,9 @@ def main() -> None:
                         csv.DictWriter(file, COLUMNS).writerow(play(method, delta, seed, args.contexts))
     rows = pd.read_csv(args.out)
     text = table(rows[rows["contexts"] == args.contexts])
-    named = " ".join(map(repr, args.methods))
-    how = f"python benchmarks/wheel.py --seeds {args.seeds} --contexts {args.contexts} --methods {named}"
+    counts = rows[rows["contexts"] == args.contexts].groupby("method", sort=False)["seed"].nunique()
+    calls = [f"python benchmarks/wheel.py --contexts {args.contexts} --seeds {n} --methods {name!r}" for name, n in counts.items()]
+    how = "\n    ".join(calls)
     what = f"Percent of the expected regret of uniform play in the same {args.contexts} contexts: mean ± standard error (median)."
     head = what + "\n\n    " + how + "\n\n"
     args.out.with_suffix(".md").write_text(head + text + "\n", encoding="utf-8")

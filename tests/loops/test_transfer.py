@@ -77,3 +77,6 @@ def test_bad_use() -> None:
         trust(seqbdl.make_surrogate("gp", 1), X, Y)
     with pytest.raises(InvalidOptionError, match="hold 0"):
         trust(campaign(1.0), X, Y, powers=(0.5, 1.0))
+    for ignored in ({"surrogate": "nngp"}, {"refit": "update"}):
+        with pytest.raises(InvalidOptionError, match="leave surrogate and refit out"):
+            BayesOptLoop(Space([Real("x", 0, 1)]), prior=campaign(1.0), **ignored)
