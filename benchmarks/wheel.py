@@ -99,7 +99,9 @@ def main() -> None:
     rows = pd.read_csv(args.out)
     text = table(rows[rows["contexts"] == args.contexts])
     counts = rows[rows["contexts"] == args.contexts].groupby("method", sort=False)["seed"].nunique()
-    calls = [f"python benchmarks/wheel.py --contexts {args.contexts} --seeds {n} --methods {name!r}" for name, n in counts.items()]
+    calls = [
+        f"python benchmarks/wheel.py --contexts {args.contexts} --seeds {n} --methods {name!r}" for name, n in counts.items()
+    ]
     how = "\n    ".join(calls)
     what = f"Percent of the expected regret of uniform play in the same {args.contexts} contexts: mean ± standard error (median)."
     head = what + "\n\n    " + how + "\n\n"
