@@ -16,7 +16,7 @@ from seqbdl.envs.stream import Array, StreamEnv, Task
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 FASHION_INSTALL = "apt-get install dataset-fashion-mnist"
 PROTOCOLS = ("split", "permuted", "rotated")
-SCENARIOS = ("domain", "class")
+SCENARIOS = ("domain", "class", "task")
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -57,7 +57,10 @@ class ImageStreamEnv(StreamEnv):
         dataset: `"digits"`, or `"fashion-mnist"`.
         protocol: `"split"`: task `t` shows classes `2t` and `2t + 1`; `"permuted"`: all classes, pixels permuted (task 0 as they
             are); `"rotated"`: all classes, turned by `t * 180 / num_tasks` degrees.
-        scenario: of `"split"`: `"class"` asks which of all classes it is, `"domain"` which of the two.
+        scenario: `"class"`: of `"split"` it asks which of all classes it is; `"domain"`: which of the two of the task;
+            `"task"`: the same, and says which task it is: the last column of the inputs is the task's number (`d` is one more,
+            and `info["task"]` says it too), for networks with a head per task. Of other protocols, which show all classes,
+            `"domain"` is `"class"`.
         num_tasks: at most 5 for `"split"`.
         per_task: training images per task, a random choice; `None`: all.
         per_test: held-out images per task; `None`: all.
@@ -85,15 +88,21 @@ class ImageStreamEnv(StreamEnv):
         self._images = load_images(dataset, folder)
         self.protocol, self.scenario, self.num_tasks = protocol, scenario, num_tasks
         self.per_task, self.per_test = per_task, per_test
-        classes = 2 if protocol == "split" and scenario == "domain" else 10
-        super().__init__(int(np.prod(self._images[0].shape[1:])), classes, chunk)
+        classes = 10 if protocol != "split" or scenario == "class" else 2
+        bounds = np.tile([[0.0], [1.0]], int(np.prod(self._images[0].shape[1:])))
+        if scenario == "task":
+            bounds = np.concatenate([bounds, [[0.0], [max(1.0, num_tasks - 1.0)]]], axis=1)
+        super().__init__(bounds.shape[1], classes, chunk, bounds)
+
+    def _told(self) -> dict[str, Any]:
+        return {"task": self._places[self._step][0]} if self.scenario == "task" else {}
 
     def _tasks(self) -> list[Task]:
         return [self._task(t) for t in range(self.num_tasks)]
 
     def _task(self, t: int) -> Task:
         images, labels, test_images, test_labels, white = self._images
-        order = self.np_random.permutation(self.input_dim) if self.protocol == "permuted" and t > 0 else None
+        order = self.np_random.permutation(images[0].size) if self.protocol == "permuted" and t > 0 else None
         parts: list[Array] = []
         for x, y, count in ((images, labels, self.per_task), (test_images, test_labels, self.per_test)):
             rows = np.flatnonzero(y // 2 == t) if self.protocol == "split" else np.arange(len(y))
@@ -102,5 +111,8 @@ class ImageStreamEnv(StreamEnv):
             if self.protocol == "rotated" and t > 0:
                 shown = ndimage.rotate(shown, 180.0 * t / self.num_tasks, axes=(2, 1), reshape=False, order=1)
             flat = shown.reshape(len(rows), -1)
-            parts += [flat if order is None else flat[:, order], answer % 2 if self.num_classes == 2 else answer]
+            flat = flat if order is None else flat[:, order]
+            if self.scenario == "task":
+                flat = np.concatenate([flat, np.full((len(rows), 1), float(t))], axis=1)
+            parts += [flat, answer % 2 if self.num_classes == 2 else answer]
         return Task(*parts)

@@ -48,19 +48,22 @@ class StreamEnv(gymnasium.Env[Array, Any]):
         input_dim: `d`.
         num_classes: `C`; `None`: real outcomes.
         chunk: rows per step; rows at the end of a task that do not fill a chunk are left out.
+        bounds: smallest and largest value of every input, `(2, d)`; `None`: not known.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
 
-    def __init__(self, input_dim: int, num_classes: int | None, chunk: int = 1) -> None:
+    def __init__(self, input_dim: int, num_classes: int | None, chunk: int = 1, bounds: Array | None = None) -> None:
         if chunk < 1:
             raise ValueError(f"chunk: {chunk}; give a number of rows of at least 1.")
         self.input_dim, self.num_classes, self.chunk = input_dim, num_classes, chunk
         self.render_mode: str | None = None
-        self.observation_space = spaces.Box(-np.inf, np.inf, (chunk, input_dim), np.float64)
+        self.bounds = bounds
+        low, high = (-np.inf, np.inf) if bounds is None else np.repeat(bounds[:, None], chunk, axis=1)
+        self.observation_space = spaces.Box(low, high, (chunk, input_dim), np.float64)
         if num_classes is None:
-            low = np.tile([-np.inf, _SMALLEST_SD], (chunk, 1))
-            self.action_space: spaces.Space[Any] = spaces.Box(low, np.inf, (chunk, 2), np.float64)
+            least = np.tile([-np.inf, _SMALLEST_SD], (chunk, 1))
+            self.action_space: spaces.Space[Any] = spaces.Box(least, np.inf, (chunk, 2), np.float64)
         else:
             self.action_space = spaces.Box(0.0, 1.0, (chunk, num_classes), np.float64)
         self.tasks: list[Task] = []
@@ -92,7 +95,7 @@ class StreamEnv(gymnasium.Env[Array, Any]):
         self._drawn_from = dict(self.np_random.bit_generator.state)
         self._draw()
         self._step = 0
-        return self._observation(), {}
+        return self._observation(), self._told()
 
     def _draw(self) -> None:
         self.tasks = self._tasks()
@@ -116,7 +119,11 @@ class StreamEnv(gymnasium.Env[Array, Any]):
         self._step += 1
         ended = self._step == len(self._places)
         observation = np.zeros((self.chunk, self.input_dim)) if ended else self._observation()
-        return observation, reward, ended, False, {"outcome": outcome}
+        return observation, reward, ended, False, {"outcome": outcome, **({} if ended else self._told())}
+
+    def _told(self) -> dict[str, Any]:
+        """What the stream says of the chunk that it shows, beside its inputs."""
+        return {}
 
     def _observation(self) -> Array:
         t, start = self._places[self._step]

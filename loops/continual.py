@@ -53,7 +53,8 @@ class ContinualLoop:
         test_sets: ``(X, Y)`` per task, in place of those of the environment.
         on_failure: Of an update: ``"raise"``, or ``"record"`` it in the history and go on.
         seed: Of a surrogate given by name, and of the stream.
-        surrogate_options: For :func:`seqbdl.make_surrogate`.
+        surrogate_options: For :func:`seqbdl.make_surrogate`; of a stream with ``scenario="task"``, ``network={"widths": (256,
+            256), "heads": T}`` gives every task a head of its own. The stream's ``bounds`` of the inputs are handed on.
 
     Raises:
         UnknownNameError: No surrogate has that name.
@@ -103,7 +104,9 @@ class ContinualLoop:
         classes = getattr(self.env, "num_classes", None)
         kind = likelihood or ("gaussian" if classes is None else "categorical")
         outputs = int(classes or 0) if kind == "categorical" else 1
-        return make_surrogate(surrogate, int(self.env.input_dim), outputs, kind, **{"seed": self.seed, **options})
+        bounds = getattr(self.env, "bounds", None)  # a first task's inputs need not span those of later ones
+        known = {} if bounds is None else {"bounds": torch.as_tensor(bounds)}
+        return make_surrogate(surrogate, int(self.env.input_dim), outputs, kind, **{"seed": self.seed, **known, **options})
 
     @property
     def surrogate(self) -> Surrogate:

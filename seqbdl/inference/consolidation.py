@@ -21,7 +21,7 @@ from seqbdl.networks import Network
 from seqbdl.posteriors.mean_field import MeanField, MeanFieldPrior
 
 FISHERS = ("all", "sample", "pred", "true")
-_ENTRIES = 4_000_000  # of a block of Jacobian rows: 32 MB
+_ENTRIES = 4_000_000  # of a linearized block of rows: 32 MB
 
 
 def fisher_diagonal(
@@ -59,15 +59,13 @@ def fisher_diagonal(
     if kind == "pred" and likelihood.name != "categorical":
         raise InvalidOptionError(f'kind="pred" is for the categorical likelihood, not for {likelihood.name}')
     total = torch.zeros_like(z[0])
-    size = max(1, _ENTRIES // (network.num_params * network.num_outputs))
+    size = max(1, _ENTRIES // network.tangent_size)
     for start in range(0, X.shape[0], size):
         rows = slice(start, start + size)
         here = network.tangents(z, X[rows])
-        f, J = here.values[0], network.jacobian(here)[0]  # n x l, n x l x P
+        f = here.values[0]  # n x l
         if kind == "all":
-            root = likelihood.root(f, noise[rows])
-            white = root.unsqueeze(-1) * J if root.dim() == 2 else root.transpose(-1, -2) @ J
-            total = total + white.square().sum((0, 1))
+            total = total + network.row_squares(here, likelihood.root(f, noise[rows]))
             continue
         if kind == "true":
             assert Y is not None
@@ -78,7 +76,7 @@ def fisher_diagonal(
         else:
             outcomes = f.argmax(-1, keepdim=True).to(f)
         score = likelihood.score(f, outcomes, noise[rows])
-        total = total + (score.unsqueeze(-2) @ J).squeeze(-2).square().sum(0)
+        total = total + network.row_squares(here, score.unsqueeze(-1))
     return total
 
 

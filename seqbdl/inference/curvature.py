@@ -156,9 +156,9 @@ def add_curvature(network: Network, old: WeightSpace, z: Tensor, X: Tensor, root
 
 def gauss_newton_diagonal(network: Network, z: Tensor, X: Tensor, root: Tensor) -> Tensor:
     """The diagonal of ``G``, ``P``."""
-    total = torch.zeros_like(z[0])
-    for rows in white_rows(network, z, X, root):
-        total = total + rows.square().sum(0)
+    total, size = torch.zeros_like(z[0]), max(1, _ENTRIES // network.tangent_size)
+    for x, r in zip(X.split(size), root.split(size), strict=True) if X.shape[0] else ():
+        total = total + network.row_squares(network.tangents(z, x), r)
     return total
 
 
@@ -171,7 +171,7 @@ def white_rows(network: Network, z: Tensor, X: Tensor, root: Tensor) -> Iterator
 
 def kronecker_sums(network: Network, z: Tensor, X: Tensor, root: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Kronecker factors ``(A, B, c)`` of every block, summed over rows."""
-    size = max(1, _ENTRIES // (network.num_params * network.num_outputs))
+    size = max(1, _ENTRIES // network.tangent_size)
     total: list[tuple[Tensor, Tensor, Tensor]] = []
     for x, r in zip(X.split(size), root.split(size), strict=True):
         new = network.kronecker_factors(network.tangents(z, x), r)

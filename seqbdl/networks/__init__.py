@@ -5,6 +5,7 @@ from seqbdl.networks.frozen import FrozenSum
 from seqbdl.networks.linear import LinearHead
 from seqbdl.networks.mlp import MLP
 from seqbdl.networks.module import HeadedNetwork, ModuleNetwork
+from seqbdl.networks.multi_head import MultiHeadMLP
 from seqbdl.networks.network import Network, Tangents, WeightBlock
 from seqbdl.networks.relative import RelativeNetwork
 
@@ -15,6 +16,7 @@ __all__ = [
     "LinearHead",
     "MLP",
     "ModuleNetwork",
+    "MultiHeadMLP",
     "Network",
     "RelativeNetwork",
     "Tangents",

@@ -34,7 +34,7 @@ def weight_factors(network: Network, keep: Tensor, keep_inputs: Tensor | None = 
 def _input_factors(network: Network, keep: Tensor) -> Tensor:
     if isinstance(network, MLP):
         size, width = network.num_params // network.branches, network.widths[0]
-        rows = keep.repeat_interleave(width, -1)  # the first layer stores a row of weights per input
+        rows = keep[..., : network.sizes[0]].repeat_interleave(width, -1)  # the first layer stores a row of weights per input
         branch = torch.cat([rows, keep.new_ones(keep.shape[0], size - rows.shape[1])], -1)
         return branch.repeat(1, network.branches)
     shapes = network.weight_shapes if isinstance(network, ModuleNetwork) else []
@@ -74,8 +74,8 @@ def _mlp_forward(network: MLP, z: Tensor, X: Tensor, keep: Tensor, keep_inputs: 
     branches = keep.unflatten(-1, (K, -1)).movedim(2, 1).flatten(0, 1)  # (S K) x N x U / K
     h = network.scaled_inputs(X)[0].expand(S * K, -1, -1)
     if keep_inputs is not None:
-        h = h * keep_inputs.repeat_interleave(K, 0)
+        h = h * keep_inputs[..., : h.shape[-1]].repeat_interleave(K, 0)
     for (w, b), mask in zip(layers[:-1], branches.split(list(network.widths), -1), strict=True):
         h = activate(torch.baddbmm(b, h, w), network.activation) * mask
     w, b = layers[-1]
-    return torch.baddbmm(b, h, w).unflatten(0, (S, K)).sum(1) / K**0.5
+    return network.selected(torch.baddbmm(b, h, w).unflatten(0, (S, K)).sum(1) / K**0.5, X)

@@ -36,7 +36,7 @@ def local_reparameterization(network: MLP, mean: Tensor, sd: Tensor, X: Tensor, 
         # A unit that nothing reaches has no variance, where the square root has no slope.
         pre = h @ w + b + variance.clamp_min(1e-30).sqrt() * _normal(variance.shape, generator, X)
         h = activate(pre, network.activation) if layer + 1 < len(means) else pre
-    return h.sum(1) / network.branches**0.5
+    return network.selected(h.sum(1) / network.branches**0.5, X)
 
 
 def flipout(network: MLP, mean: Tensor, sd: Tensor, X: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,7 +62,7 @@ def flipout(network: MLP, mean: Tensor, sd: Tensor, X: Tensor, generator: torch.
         entering = h * _signs(torch.Size([*w.shape[:2], *h.shape[-2:]]), generator, X)
         pre = base + (entering @ w_noise + b_noise) * _signs(base.shape, generator, X)
         h = activate(pre, network.activation) if layer + 1 < len(means) else pre
-    return h.sum(1) / network.branches**0.5
+    return network.selected(h.sum(1) / network.branches**0.5, X)
 
 
 def _normal(shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:

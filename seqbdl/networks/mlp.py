@@ -85,6 +85,15 @@ class MLP(Network):
         """Scaled inputs, ``1 x 1 x N x d``."""
         return (centred(X.reshape(-1, self.input_dim)) * self._input_scale.to(X))[None, None]
 
+    def read_outputs(self, X: Tensor) -> Tensor | None:
+        """Indices of the last layer's units that are the outputs at each row, ``N x m``; ``None``: all are, at every row."""
+        return None
+
+    def selected(self, values: Tensor, X: Tensor) -> Tensor:
+        """What is read of the last layer's values ``S x N x (all)`` at rows ``X: N x d``, ``S x N x m``."""
+        index = self.read_outputs(X)
+        return values if index is None else values.gather(-1, index.expand(values.shape[0], -1, -1))
+
     def forward(self, z: Tensor, X: Tensor) -> Tensor:
         layers = self.layers(z)
         if torch.is_grad_enabled() and (z.requires_grad or X.requires_grad):
@@ -92,10 +101,10 @@ class MLP(Network):
         else:
             rows = max(32, _CACHED // (z.shape[0] * self.branches * max(self.sizes)))
             values = torch.cat([self._forward(layers, chunk) for chunk in self.scaled_inputs(X).split(rows, -2)], 1)
-        return values.unflatten(1, X.shape[:-1])
+        return self.selected(values, X).unflatten(1, X.shape[:-1])
 
     def _forward(self, layers: list[tuple[Tensor, Tensor]], h: Tensor) -> Tensor:
-        """``S x N x m`` from scaled inputs ``1 x 1 x N x d``."""
+        """Values of the last layer, ``S x N x (all)``, from scaled inputs ``1 x 1 x N x d``."""
         for w, b in layers[:-1]:
             h = activate(h @ w + b, self.activation)
         w, b = layers[-1]
@@ -111,8 +120,11 @@ class MLP(Network):
         w, b = layers[-1]
         values = torch.baddbmm(b, acts[-1], w).unflatten(0, (S, K)).sum(1) / K**0.5
         ones = acts[0].new_ones(1, 1, X.shape[0]).expand(S * K, -1, -1)
+        index = self.read_outputs(X)
 
         def back(cotangent: Tensor) -> Tensor:
+            if index is not None:
+                cotangent = torch.zeros_like(values).scatter(-1, index.expand(S, -1, -1), cotangent)
             signal = (cotangent / K**0.5).unsqueeze(1).expand(-1, K, -1, -1).flatten(0, 1)  # (S K) x N x out
             pieces: list[Tensor] = []
             for layer in range(len(layers) - 1, -1, -1):
@@ -124,7 +136,7 @@ class MLP(Network):
                     signal = torch.bmm(signal, layers[layer][0].transpose(1, 2)).mul_(slope)
             return torch.cat(pieces, -1).unflatten(0, (S, K)).flatten(1)
 
-        return values, back
+        return self.selected(values, X), back
 
     def members_at_once(self, X: Tensor) -> int | None:
         if X.device.type != "cpu":
@@ -139,7 +151,7 @@ class MLP(Network):
     def input_masks(self, keep: Tensor) -> Tensor:
         S = keep.shape[0]
         keep = keep.unflatten(-1, (self.branches, -1))
-        first = keep.new_ones(S, self.branches, (self.input_dim + 1) * self.widths[0])
+        first = keep.new_ones(S, self.branches, (self.sizes[0] + 1) * self.widths[0])
         pieces, offset = [first], 0
         for fan_in, out in zip(self.sizes[1:-1], self.sizes[2:], strict=True):
             rows = keep[..., offset : offset + fan_in].unsqueeze(-1).expand(-1, -1, -1, out).flatten(-2)
@@ -162,17 +174,19 @@ class MLP(Network):
             pres.append(acts[-1] @ w + b)
             acts.append(activate(pres[-1], self.activation))
         w, b = layers[-1]
-        outputs = acts[-1] @ w + b  # S x K x N x m
-        S, K, N, m = outputs.shape
-        eye = torch.eye(m, dtype=outputs.dtype, device=outputs.device) / K**0.5
-        delta = eye.expand(S, K, N, m, m)
+        outputs = acts[-1] @ w + b  # S x K x N x (all)
+        S, K, N, units = outputs.shape
+        eye = torch.eye(units, dtype=outputs.dtype, device=outputs.device) / K**0.5
+        index = self.read_outputs(X)
+        delta = (eye if index is None else eye[index]).expand(S, K, N, -1, -1)  # S x K x N x m x (all)
+        m = delta.shape[-2]
         deltas = [delta]
         for layer in range(len(layers) - 1, 0, -1):
             back = delta.reshape(S, K, N * m, -1) @ layers[layer][0].transpose(-1, -2)
             slope = activation_slope(pres[layer - 1], self.activation)
             delta = back.reshape(S, K, N, m, -1) * slope.unsqueeze(-2)
             deltas.insert(0, delta)
-        return Tangents(outputs.sum(1) / K**0.5, (acts, deltas))
+        return Tangents(self.selected(outputs.sum(1) / K**0.5, X), (acts, deltas))
 
     def tangent_kernel(self, first: Tangents, second: Tangents) -> Tensor:
         return self._kernel(first.parts, second.parts)
@@ -230,6 +244,31 @@ class MLP(Network):
             layers.append((inputs.transpose(-1, -2) @ inputs, signals.transpose(-1, -2) @ signals))
         count = root.new_tensor(float(root.shape[0]))
         return [(A[k], B[k], count) for k in range(self.branches) for A, B in layers]
+
+    def row_squares(self, tangents: Tangents, root: Tensor) -> Tensor:
+        pieces = []
+        for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
+            signals = root[:, :, None] * d[0] if root.dim() == 2 else root.transpose(-1, -2) @ d[0]
+            squares = signals.square().sum(-2)  # K x N x out
+            inputs = self._with_constant(a[0], layer).square()
+            pieces.append((inputs.transpose(-1, -2) @ squares).flatten(1))
+        return torch.cat(pieces, -1).flatten()
+
+    def linear_variance(self, tangents: Tangents, variance: Tensor) -> Tensor:
+        v = variance.unflatten(-1, (self.branches, -1))
+        total: Tensor | None = None
+        for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
+            inputs = self._with_constant(a, layer).square()
+            weights, v = v[..., : inputs.shape[-1] * d.shape[-1]], v[..., inputs.shape[-1] * d.shape[-1] :]
+            spread = inputs @ weights.unflatten(-1, (inputs.shape[-1], d.shape[-1]))  # S x K x N x out
+            part = (d.square() @ spread.unsqueeze(-1)).squeeze(-1).sum(1)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    @property
+    def tangent_size(self) -> int:
+        return self.branches * sum(self.sizes) * (self.num_outputs + 1)
 
     def rescaled(self, factors: Tensor) -> MLP:
         twin = copy.copy(self)

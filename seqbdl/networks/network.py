@@ -146,6 +146,35 @@ class Network(ABC):
             factors.append((left, right, left.trace()))
         return factors
 
+    def row_squares(self, tangents: Tangents, root: Tensor) -> Tensor:
+        """The diagonal of ``J^T R R^T J`` for one weight vector, summed over rows, ``P``.
+
+        Args:
+            tangents: At ``N`` rows.
+            root: ``N x m`` or ``N x m x r``, ``R``.
+        """
+        rows = self.jacobian(tangents)[0]  # N x m x P
+        white = root.unsqueeze(-1) * rows if root.dim() == 2 else root.transpose(-1, -2) @ rows
+        return white.square().sum((0, 1))
+
+    def linear_variance(self, tangents: Tangents, variance: Tensor) -> Tensor:
+        """The variances of the linearized outputs under independent weights, the diagonal of ``J diag(v) J^T``, ``S x N x m``;
+        differentiable in ``variance: S x P``."""
+        return (self.jacobian(tangents).square() * variance[:, None, None, :]).sum(-1)
+
+    @property
+    def tangent_size(self) -> int:
+        """Numbers that a row of :meth:`tangents` holds: how many rows fit in memory at once."""
+        return self.num_outputs * self.num_params
+
+    def active_weights(self, X: Tensor) -> Tensor:
+        """Which weights the values at these rows depend on, ``P`` booleans: all, but for heads of other tasks.
+
+        Args:
+            X: ``N x d``.
+        """
+        return torch.ones(self.num_params, dtype=torch.bool, device=X.device)
+
     def rescaled(self, factors: Tensor) -> Network:
         """The network with the prior scales of every group multiplied by ``factors: G``; the same function has whitened
         weights divided by them.

@@ -14,12 +14,14 @@ from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.inference import infinite_width
 from seqbdl.inference.infinite_width import WidthScales
 from seqbdl.likelihoods import Likelihood, get_likelihood
-from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, Network
+from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, MultiHeadMLP, Network
 from seqbdl.networks.activations import ACTIVATIONS
 
 _GAUSSIAN = get_likelihood("gaussian")
 ScaleSpec = Mapping[str, float | Sequence[float]]
-NetworkSpec = Sequence[int] | nn.Module | Callable[[], nn.Module]
+NetworkSpec = Sequence[int] | Mapping[str, Any] | nn.Module | Callable[[], nn.Module]
+"""Hidden widths; or ``{"widths": (256, 256), "heads": 5}``, a head for each of five tasks; or a module, or a function that makes
+one."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class NetworkBuilder:
     """Checks ``network=`` once and builds networks from it.
 
     Args:
-        spec: Hidden widths such as ``(64, 64)``, a ``torch.nn.Module``, or a function that returns one. Never changed.
+        spec: Hidden widths such as ``(64, 64)``; ``{"widths": (64, 64), "heads": T}``, with one head per task, the last input
+            being the task (see :class:`seqbdl.networks.MultiHeadMLP`); a ``torch.nn.Module``, or a function that returns one.
+            Never changed.
         input_dim: ``d``.
         output_dim: ``m``.
         activation: Of the widths form: ``"erf"`` (tanh to within 0.04), ``"relu"`` or ``"leaky_relu"``.
@@ -75,7 +79,10 @@ class NetworkBuilder:
         self.input_dim, self.output_dim, self.activation = input_dim, output_dim, activation
         self.num_latents = output_dim if num_latents is None else num_latents
         self.widths: tuple[int, ...] | None = None
+        self.heads = 1
         self._module: ModuleNetwork | None = None
+        if isinstance(spec, Mapping):
+            spec, self.heads = _widths_and_heads(spec, input_dim)
         wrap: type[ModuleNetwork] = HeadedNetwork if headed else ModuleNetwork
         if isinstance(spec, nn.Module):
             self._module = wrap(spec, input_dim, self.num_latents)
@@ -181,7 +188,18 @@ class NetworkBuilder:
             return self._module
         assert self.widths is not None
         s = prior.scales
-        return MLP(self.widths, s.inputs[0], s.weights[0], s.biases[0], self.num_latents, self.activation, branches)
+        parts = (self.widths, s.inputs[0], s.weights[0], s.biases[0], self.num_latents, self.activation, branches)
+        return MLP(*parts) if self.heads == 1 else MultiHeadMLP(*parts, self.heads)
+
+
+def _widths_and_heads(spec: Mapping[str, Any], input_dim: int) -> tuple[Sequence[int], int]:
+    for name in spec:
+        if name not in ("widths", "heads"):
+            raise UnknownNameError("part of network", name, ["widths", "heads"])
+    widths, heads = spec.get("widths", ()), spec.get("heads", 1)
+    if not isinstance(heads, int) or heads < 1 or (heads > 1 and input_dim < 2):
+        raise InvalidOptionError(f"heads={heads!r} with input_dim={input_dim}: a number of tasks, the last input being the task")
+    return widths, heads
 
 
 def standard_normal(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:

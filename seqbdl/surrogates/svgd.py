@@ -36,9 +36,9 @@ class SVGDSurrogate(InteractingSurrogate):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.space == "last-layer" and self._builder.widths is None:
+        if self.space == "last-layer" and (self._builder.widths is None or self._builder.heads > 1):
             raise InvalidOptionError(
-                'space="last-layer" needs network= as hidden widths: which weights of a module are its last layer is unknown; '
+                'space="last-layer" needs network= as hidden widths with one head: which weights are the last layer is unknown; '
                 'use space="function"'
             )
 

@@ -100,6 +100,28 @@ def test_image_tasks() -> None:
     assert any(np.allclose(square, np.rot90(image, k)) for image in whole._images[0] / 16 for k in (1, 3))
 
 
+def test_a_stream_that_says_the_task() -> None:
+    env = ImageStreamEnv(scenario="task", num_tasks=3, per_task=20, per_test=10, chunk=20)
+    observation, info = env.reset(seed=0)
+    assert (env.input_dim, env.num_classes) == (65, 2)
+    assert env.observation_space.high[0, -1] == 2.0
+    for task in range(3):
+        assert info["task"] == task
+        assert (observation[:, -1] == task).all()
+        assert (env.test_set(task)[0][:, -1] == task).all()
+        assert set(env.tasks[task].Y.ravel()) == {0.0, 1.0}
+        assert env.observation_space.contains(observation)
+        observation, _, ended, _, info = env.step(np.full((20, 2), 0.5))
+    assert ended
+    assert "task" not in info
+    plain = ImageStreamEnv(scenario="domain", num_tasks=3, per_task=20, per_test=10, chunk=20)
+    plain.reset(seed=0)
+    assert np.array_equal(plain.tasks[1].X, env.tasks[1].X[:, :-1])  # the same images in the same order
+    many = ImageStreamEnv(protocol="permuted", scenario="task", num_tasks=2, per_task=20)
+    many.reset(seed=0)
+    assert (many.num_classes, many.tasks[1].X.shape[1]) == (10, 65)
+
+
 def test_files_in_idx_format(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     head = bytes([0, 0, 8, 3]) + np.array(array.shape, ">i4").tobytes()
@@ -127,7 +149,7 @@ def test_bad_actions(kind: str) -> None:
         env.step(action)
 
 
-@pytest.mark.parametrize("options", [{"protocol": "x"}, {"dataset": "x"}, {"scenario": "task"}, {"num_tasks": 6}, {"chunk": 0}])
+@pytest.mark.parametrize("options", [{"protocol": "x"}, {"dataset": "x"}, {"scenario": "tasks"}, {"num_tasks": 6}, {"chunk": 0}])
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ImageStreamEnv(**options)
