@@ -34,6 +34,10 @@ class DivergedError(SeqbdlError):
     """A sampler has exploded at the step size that it was given."""
 
 
+class NotPositiveDefiniteError(SeqbdlError):
+    """A covariance matrix has no Cholesky factor, even with jitter."""
+
+
 class InvalidSpaceError(SeqbdlError):
     """A search space, or a point in it, is not valid."""
 

@@ -24,9 +24,8 @@ from seqbdl.inference.infinite_width import WidthScales
 from seqbdl.inference.kernel_machine import log_hyper_prior
 from seqbdl.inference.wishart import Bartlett, draw, log_posterior, log_wishart, prior_bartlett
 from seqbdl.networks.activations import centred
-from seqbdl.posteriors.joint_gaussian import safe_cholesky
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky, safe_cholesky
 
-JITTER = 1e-6
 _TIGHT = 4.0  # shapes and rates at the start, in units of the prior's: the same means, half the spread
 _LOG_SD = -1.0
 _MEAN = 0.1  # breaks the symmetry of the columns
@@ -138,12 +137,6 @@ def linear_gram(scales: WidthScales, X1: Tensor, X2: Tensor) -> Tensor:
     return scales.biases[0, 0] + (centred(X1) * root) @ (centred(X2) * root).transpose(-1, -2)
 
 
-def jittered(K: Tensor) -> Tensor:
-    """``chol(K)`` with a jitter relative to its diagonal; batched."""
-    lift = (JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
-    return safe_cholesky(K + torch.diag_embed(lift))
-
-
 def sample_layer(
     model: DeepWishart, parameters: Parameters, layer: int, G: Tensor, samples: int, generator: torch.Generator
 ) -> LayerSample:
@@ -151,7 +144,7 @@ def sample_layer(
     scales, nu = scales_of(parameters), model.nus[layer]
     diagonal = G.diagonal(dim1=-2, dim2=-1)
     K = layer_kernel(scales, layer, model.activation, G, diagonal, diagonal) / nu
-    factor = jittered(K)
+    factor = jittered_cholesky(K)
     share, V = torch.sigmoid(parameters[f"mix{layer}"]), parameters[f"V{layer}"]
     lower = factor @ safe_cholesky((1 - share) * torch.eye(V.shape[0]).to(V) + share * (V @ V.T))
     q = bartlett_of(parameters, layer)
@@ -206,7 +199,7 @@ def log_bound(
         total = total + sample.log_ratio
     last = len(model.nus)
     at_Z = G.diagonal(dim1=-2, dim2=-1)
-    factor = jittered(layer_kernel(scales, last, model.activation, G, at_Z, at_Z))
+    factor = jittered_cholesky(layer_kernel(scales, last, model.activation, G, at_Z, at_Z))
     A = torch.linalg.solve_triangular(factor, layer_kernel(scales, last, model.activation, cross, at_Z, diagonal), upper=False)
     prior_variance = layer_variance(scales, last, model.activation, diagonal)
     raw = parameters["precision"]

@@ -8,40 +8,43 @@ other point follows by its conditional expectation under the prior::
     B = L^{-1} K_zx,     G_zx = L T T^T B,     G_xx' = K_xx' - B^T B' + (T^T B)^T (T^T B')
 
 All blocks are carried, so the kernel that comes out is positive definite for any points together. ``T = I`` is the
-infinitely wide network.
+infinitely wide network. Rows are vectors, or images with convolutions (:mod:`seqbdl.inference.gram_layout`); matrices then have
+one block per pixel, on the axis before the last two.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from seqbdl.inference.gram_layout import Images, Vectors
 from seqbdl.inference.infinite_width import WidthScales, expected_product, expected_square
-from seqbdl.networks.activations import activate, centred
-from seqbdl.posteriors.joint_gaussian import safe_cholesky
+from seqbdl.networks.activations import centred
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 
 SQUARED_EXPONENTIAL = "squared-exponential"
-JITTER = 1e-6  # relative to the mean diagonal: the Gram matrices of layers at the inducing inputs
+_PROJECTION_JITTER = 1e-4  # relative to the mean diagonal: large combinations of features would amplify learned changes
 
 
 @dataclass(frozen=True)
 class GramKernel:
-    """A deep kernel.
+    """A deep kernel, or a batch of them (of vectors only).
 
     Attributes:
-        scales: Of one group.
-        roots: ``(depth - 1) x P x P`` lower-triangular ``T_l``; ``0 x P x P`` for the infinitely wide network.
+        scales: Of one group; behind the axis of the group a batch of kernels has its batch.
+        roots: ``(depth - 1) x batch x P x P`` lower-triangular ``T_l``; ``0 x ...`` for the infinitely wide network.
         Z: ``P x d`` inducing inputs in the unit cube.
         activation: ``"erf"``, ``"relu"``, ``"leaky_relu"`` or ``"squared-exponential"``.
+        layout: What the rows are.
     """
 
     scales: WidthScales
     roots: Tensor
     Z: Tensor
     activation: str
+    layout: Vectors | Images = field(default_factory=Vectors)
 
     @property
     def learned(self) -> bool:
@@ -68,7 +71,7 @@ class Side:
     """Points on their way through the layers.
 
     Attributes:
-        cross: ``... x P x q``, their Gram matrix with the inducing inputs.
+        cross: ``... x P x q``, their Gram matrix with the inducing inputs; empty where nothing is learned.
         diagonal: ``... x q``.
     """
 
@@ -95,45 +98,56 @@ def square(k: Tensor, activation: str) -> Tensor:
 
 def gram(kernel: GramKernel, X1: Tensor, X2: Tensor) -> Tensor:
     """The kernel, ``... x q1 x q2`` for ``X1: ... x q1 x d`` and ``X2: ... x q2 x d`` in the unit cube."""
-    scales, learned = kernel.scales, kernel.learned
-    G12 = _linear(scales, X1, X2)
-    one, two = _side(kernel, X1), _side(kernel, X2)
-    G_ii = _linear(scales, kernel.Z, kernel.Z)
-    for layer in range(scales.depth):
-        last = layer + 1 == scales.depth
-        K12 = _layer(kernel, layer, G12, one.diagonal.unsqueeze(-1), two.diagonal.unsqueeze(-2))
+    layout, (rows1, rows2) = kernel.layout, (first_rows(kernel, X) for X in (X1, X2))
+    G12 = _bias(kernel, 0) + rows1 @ rows2.mT
+    one, two, G_ii = _side(kernel, rows1), _side(kernel, rows2), _inducing_start(kernel)
+    for layer in range(kernel.scales.depth):
+        last = layer + 1 == kernel.scales.depth
+        F = product(G12, one.diagonal.unsqueeze(-1), two.diagonal.unsqueeze(-2), kernel.activation)
+        K12 = _affine(kernel, layer, layout.between(F, last))
         if last:
             return K12
-        if not learned:
+        if not kernel.learned:
             G12 = K12
             one, two = (replace(s, diagonal=_layer_diagonal(kernel, layer, s.diagonal)) for s in (one, two))
             continue
-        anchor, G_next = _anchor(kernel, layer, G_ii)
+        anchor = _anchor(kernel, layer, G_ii)
         (one, B1, C1), (two, B2, C2) = (_through(kernel, layer, anchor, G_ii, side) for side in (one, two))
-        G12 = K12 - B1.transpose(-1, -2) @ B2 + C1.transpose(-1, -2) @ C2
-        G_ii = G_next
+        G12 = K12 - B1.mT @ B2 + C1.mT @ C2
+        G_ii = anchor.image @ anchor.image.mT
     raise AssertionError("a network has at least one layer")
 
 
 def gram_diagonal(kernel: GramKernel, X: Tensor) -> Tensor:
     """``k(x, x)``, ``... x q``."""
-    return _features(kernel, X)[2]
+    side, _ = _to_the_top(kernel, X)
+    return _layer_diagonal(kernel, kernel.scales.depth - 1, side.diagonal)
 
 
 def inducing_blocks(kernel: GramKernel, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The top layer's kernel among the inducing inputs ``P x P``, with ``X: n x d``, ``P x n``, and its diagonal there."""
-    return _features(kernel, X)
+    """The top layer's kernel among the inducing inputs ``P x P``, with ``X: n x d``, ``P x n``, and its diagonal there.
+
+    Inducing inputs of the top layer are rows as they are: for images, whole ones.
+    """
+    if isinstance(kernel.layout, Images) or not kernel.learned:
+        return gram(kernel, kernel.Z, kernel.Z), gram(kernel, kernel.Z, X), gram_diagonal(kernel, X)
+    (side, G_ii), last = _to_the_top(kernel, X), kernel.scales.depth - 1
+    diagonal = _layer_diagonal(kernel, last, side.diagonal)
+    return _inducing_layer(kernel, last, G_ii), _layer_cross(kernel, last, G_ii, side), diagonal
 
 
 def inducing_gram(kernel: GramKernel) -> Tensor:
     """The kernel among the inducing inputs, ``P x P``, by themselves (cheaper)."""
-    G = _linear(kernel.scales, kernel.Z, kernel.Z)
-    for layer in range(kernel.scales.depth):
-        if layer + 1 < kernel.scales.depth and kernel.learned:
-            G = _anchor(kernel, layer, G)[1]
+    if isinstance(kernel.layout, Images):
+        return gram(kernel, kernel.Z, kernel.Z)
+    G, last = _inducing_start(kernel), kernel.scales.depth - 1
+    for layer in range(last):
+        if kernel.learned:
+            image = _anchor(kernel, layer, G).image
+            G = image @ image.mT
         else:
             G = _inducing_layer(kernel, layer, G)
-    return G
+    return _inducing_layer(kernel, last, G)
 
 
 def divergences(roots: Tensor) -> Tensor:
@@ -142,133 +156,100 @@ def divergences(roots: Tensor) -> Tensor:
     return 0.5 * (roots.square().sum((-2, -1)) - roots.shape[-1]) - log_det
 
 
-def _linear(scales: WidthScales, X1: Tensor, X2: Tensor) -> Tensor:
-    root = scales.inputs[0].sqrt()
-    return scales.biases[0, 0] + (centred(X1) * root) @ (centred(X2) * root).transpose(-1, -2)
+def first_rows(kernel: GramKernel, X: Tensor) -> Tensor:
+    """What the first layer's Gram matrix, less its bias, is the inner products of: ``... x q x D``."""
+    return kernel.layout.rows(centred(X)) * _root_variances(kernel)
 
 
-def _side(kernel: GramKernel, X: Tensor) -> Side:
-    scales = kernel.scales
-    diagonal = scales.biases[0, 0] + (centred(X).square() * scales.inputs[0]).sum(-1)
-    cross = _linear(scales, kernel.Z, X) if kernel.learned else X.new_zeros(0)
-    return Side(cross, diagonal)
+def with_mixers(kernel: GramKernel) -> GramKernel:
+    """Images: the combinations of inducing features that stand for the neighbours of every inducing pixel, found in the
+    infinitely wide network at the present scales."""
+    layout = kernel.layout
+    assert isinstance(layout, Images)
+    P, plain = kernel.Z.shape[0], replace(kernel, roots=kernel.roots[:0])
+    rows = first_rows(plain, kernel.Z)
+    own = layout.inducing_rows(centred(kernel.Z)) * _root_variances(plain)
+    G_ii, cross = (_bias(plain, 0) + own @ other.mT for other in (own, rows))
+    diagonal = _bias(plain, 0).squeeze(-1) + rows.square().sum(-1)
+    every = torch.arange(P, device=kernel.Z.device)
+    mixers: list[Tensor] = []
+    for layer in range(kernel.scales.depth - 1):
+        at = G_ii.diagonal()
+        F_ii = product(G_ii, at.unsqueeze(-1), at.unsqueeze(-2), kernel.activation)
+        F_cross = product(cross, at.unsqueeze(-1), diagonal.unsqueeze(-2), kernel.activation)  # S x P x P
+        neighbours = torch.stack([shifted[layout.pixels, :, every] for _, shifted in layout.shifts(F_cross)])
+        mixers.append(torch.cholesky_solve(neighbours.mT, jittered_cholesky(F_ii, _PROJECTION_JITTER)).mT)
+        plain = replace(plain, layout=replace(layout, mixers=torch.stack(mixers)))
+        cross = _affine(plain, layer, plain.layout.across(F_cross, layer))
+        G_ii = _affine(plain, layer, plain.layout.inducing(F_ii, layer))
+        diagonal = _layer_diagonal(plain, layer, diagonal)
+    return replace(kernel, layout=plain.layout)
 
 
-def _layer(kernel: GramKernel, layer: int, k: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
-    scales = kernel.scales
-    return scales.biases[0, layer + 1] + scales.weights[0, layer] * product(k, k1, k2, kernel.activation)
+def _root_variances(kernel: GramKernel) -> Tensor:
+    return kernel.layout.variances(kernel.scales.inputs[0]).sqrt().unsqueeze(-2)
+
+
+def _inducing_start(kernel: GramKernel) -> Tensor:
+    rows = kernel.layout.inducing_rows(centred(kernel.Z)) * _root_variances(kernel)
+    return _bias(kernel, 0) + rows @ rows.mT
+
+
+def _bias(kernel: GramKernel, layer: int) -> Tensor:
+    return kernel.scales.biases[0, ..., layer, None, None]
+
+
+def _affine(kernel: GramKernel, layer: int, F: Tensor) -> Tensor:
+    """``v + u F``."""
+    return _bias(kernel, layer + 1) + kernel.scales.weights[0, ..., layer, None, None] * F
+
+
+def _side(kernel: GramKernel, rows: Tensor) -> Side:
+    diagonal = _bias(kernel, 0).squeeze(-1) + rows.square().sum(-1)
+    if not kernel.learned:
+        return Side(rows.new_zeros(0), diagonal)
+    own = kernel.layout.inducing_rows(centred(kernel.Z)) * _root_variances(kernel)
+    return Side(_bias(kernel, 0) + own @ rows.mT, diagonal)
 
 
 def _layer_diagonal(kernel: GramKernel, layer: int, k: Tensor) -> Tensor:
-    scales = kernel.scales
-    return scales.biases[0, layer + 1] + scales.weights[0, layer] * square(k, kernel.activation)
+    last = layer + 1 == kernel.scales.depth
+    return _affine(kernel, layer, kernel.layout.between(square(k, kernel.activation).unsqueeze(-1), last)).squeeze(-1)
 
 
 def _inducing_layer(kernel: GramKernel, layer: int, G: Tensor) -> Tensor:
-    diagonal = G.diagonal()
-    return _layer(kernel, layer, G, diagonal.unsqueeze(-1), diagonal.unsqueeze(-2))
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    F = product(G, diagonal.unsqueeze(-1), diagonal.unsqueeze(-2), kernel.activation)
+    return _affine(kernel, layer, kernel.layout.inducing(F, layer))
 
 
-def _anchor(kernel: GramKernel, layer: int, G: Tensor) -> tuple[Anchor, Tensor]:
-    K = _inducing_layer(kernel, layer, G)
-    factor = safe_cholesky(K + torch.diag_embed((JITTER * K.diagonal().mean()).expand(K.shape[-1])))
-    root = kernel.roots[layer]
-    image = factor @ root
-    return Anchor(factor, root, image), image @ image.T
+def _layer_cross(kernel: GramKernel, layer: int, G_ii: Tensor, side: Side) -> Tensor:
+    at = G_ii.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    F = product(side.cross, at, side.diagonal.unsqueeze(-2), kernel.activation)
+    return _affine(kernel, layer, kernel.layout.across(F, layer))
+
+
+def _anchor(kernel: GramKernel, layer: int, G: Tensor) -> Anchor:
+    factor, root = jittered_cholesky(_inducing_layer(kernel, layer, G)), kernel.roots[layer]
+    return Anchor(factor, root, factor @ root)
 
 
 def _through(kernel: GramKernel, layer: int, anchor: Anchor, G_ii: Tensor, side: Side) -> tuple[Side, Tensor, Tensor]:
     """The points behind the layer, and their ``B`` and ``T^T B``."""
-    K_cross = _layer(kernel, layer, side.cross, G_ii.diagonal().unsqueeze(-1), side.diagonal.unsqueeze(-2))
-    B = torch.linalg.solve_triangular(anchor.factor, K_cross, upper=False)
-    C = anchor.root.T @ B
+    B = torch.linalg.solve_triangular(anchor.factor, _layer_cross(kernel, layer, G_ii, side), upper=False)
+    C = anchor.root.mT @ B
     rest = (_layer_diagonal(kernel, layer, side.diagonal) - B.square().sum(-2)).clamp_min(0.0)
     return Side(anchor.image @ C, rest + C.square().sum(-2)), B, C
 
 
-def _features(kernel: GramKernel, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    always = replace(kernel, roots=kernel.roots if kernel.learned else identity_roots(2, kernel.Z))  # carry the cross block
-    side, G_ii = _side(always, X), _linear(kernel.scales, kernel.Z, kernel.Z)
-    for layer in range(kernel.scales.depth):
-        if layer + 1 < kernel.scales.depth and kernel.learned:
-            anchor, G_next = _anchor(kernel, layer, G_ii)
-            side, _, _ = _through(kernel, layer, anchor, G_ii, side)
-            G_ii = G_next
-        else:
-            cross = _layer(kernel, layer, side.cross, G_ii.diagonal().unsqueeze(-1), side.diagonal.unsqueeze(-2))
-            side = Side(cross, _layer_diagonal(kernel, layer, side.diagonal))
-            G_ii = _inducing_layer(kernel, layer, G_ii)
-    return G_ii, side.cross, side.diagonal
-
-
-def prior_draws(kernel: GramKernel, n: int, width: int, generator: torch.Generator) -> RandomFeatures:
-    """``n`` functions of the prior with that kernel, by random features layer by layer, every draw its own.
-
-    A hidden layer's random features ``psi`` have the kernel as Gram matrix in expectation; a learned Gram matrix is laid on
-    them by their part that the inducing inputs span: ``phi = [psi - Psi_z^T (Psi_z Psi_z^T)^{-1} Psi_z psi,  T^T
-    chol(Psi_z Psi_z^T)^{-1} Psi_z psi]``.
-
-    Args:
-        kernel: The kernel.
-        n: How many.
-        width: Features per layer.
-        generator: Source of randomness.
-    """
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(kernel.Z)
-
-    d, P = kernel.Z.shape[-1], kernel.Z.shape[0]
-    dims = d + 1
-    weights, phases = [], []
-    for layer in range(kernel.scales.depth):
-        weights.append(normal(dims, width))
-        phases.append(2 * math.pi * torch.rand(n, 1, width, generator=generator, dtype=torch.float64).to(kernel.Z))
-        dims = width + 1 + (P if kernel.learned and layer + 1 < kernel.scales.depth else 0)
-    return RandomFeatures(kernel, weights, phases, normal(width + 1, 1))
-
-
-class RandomFeatures:
-    """Functions drawn from the prior of a deep kernel: callable, ``X: batch x q x d -> n x batch x q``."""
-
-    def __init__(self, kernel: GramKernel, weights: list[Tensor], phases: list[Tensor], head: Tensor) -> None:
-        self._kernel, self._weights, self._phases, self._head = kernel, weights, phases, head
-        self._maps: list[tuple[Tensor, Tensor]] = []  # per hidden layer: Psi_z (n x P x F) and its factor
+def _to_the_top(kernel: GramKernel, X: Tensor) -> tuple[Side, Tensor]:
+    """Points in front of the last layer, and the inducing inputs' Gram matrix there."""
+    side, G_ii = _side(kernel, first_rows(kernel, X)), _inducing_start(kernel)
+    for layer in range(kernel.scales.depth - 1):
         if kernel.learned:
-            phi = self._first(kernel.Z)
-            for layer in range(kernel.scales.depth - 1):
-                psi = self._psi(layer, phi)
-                K = psi @ psi.transpose(-1, -2)
-                lift = (JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
-                self._maps.append((psi, safe_cholesky(K + torch.diag_embed(lift))))
-                phi = self._learned(layer, psi)
-
-    def _first(self, X: Tensor) -> Tensor:
-        scales = self._kernel.scales
-        bias = scales.biases[0, 0].sqrt().expand(*X.shape[:-1], 1)
-        return torch.cat([centred(X) * scales.inputs[0].sqrt(), bias], -1)
-
-    def _psi(self, layer: int, phi: Tensor) -> Tensor:
-        scales, a = self._kernel.scales, phi @ self._weights[layer]
-        width = a.shape[-1]
-        if self._kernel.activation == SQUARED_EXPONENTIAL:
-            h = math.sqrt(2.0) * torch.cos(a + self._phases[layer])
+            anchor = _anchor(kernel, layer, G_ii)
+            side, _, _ = _through(kernel, layer, anchor, G_ii, side)
+            G_ii = anchor.image @ anchor.image.mT
         else:
-            h = activate(a, self._kernel.activation)
-        bias = scales.biases[0, layer + 1].sqrt().expand(*h.shape[:-1], 1)
-        return torch.cat([h * (scales.weights[0, layer] / width).sqrt(), bias], -1)
-
-    def _learned(self, layer: int, psi: Tensor) -> Tensor:
-        psi_z, factor = self._maps[layer]
-        B = torch.linalg.solve_triangular(factor, psi_z @ psi.transpose(-1, -2), upper=False)  # n x P x N
-        spanned = torch.linalg.solve_triangular(factor.transpose(-1, -2), B, upper=True).transpose(-1, -2) @ psi_z
-        return torch.cat([psi - spanned, (self._kernel.roots[layer].T @ B).transpose(-1, -2)], -1)
-
-    def __call__(self, X: Tensor) -> Tensor:
-        phi = self._first(X.reshape(-1, X.shape[-1]))
-        for layer in range(self._kernel.scales.depth):
-            phi = self._psi(layer, phi)
-            if self._maps and layer + 1 < self._kernel.scales.depth:
-                phi = self._learned(layer, phi)
-        values = (phi @ self._head).squeeze(-1)  # n x N
-        return values.unflatten(-1, X.shape[:-1])
+            side = replace(side, diagonal=_layer_diagonal(kernel, layer, side.diagonal))
+    return side, G_ii

@@ -20,14 +20,13 @@ from seqbdl.inference.expected_log_likelihood import expected, expected_log_prob
 from seqbdl.inference.held_out import mixture_log_density
 from seqbdl.likelihoods import Likelihood
 from seqbdl.posteriors.inducing import InducingSums, project
-from seqbdl.posteriors.joint_gaussian import safe_cholesky
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky, safe_cholesky
 
 Parameters = dict[str, Tensor]
 Blocks = Callable[[Parameters, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Parameters and rows ``n x d`` to the kernel among inducing inputs ``P x P``, with the rows ``P x n``, and at each row
 ``n``."""
 
-_JITTER = 1e-6
 _TRAINED_JITTER = 1e-5  # while parameters move
 _HALVINGS = 10
 _CLEAR_RISE = 1e-6
@@ -68,11 +67,6 @@ class BoundFit:
     base: float
     score: float
     densities: Tensor
-
-
-def top_factor(K: Tensor, jitter: float = _JITTER) -> Tensor:
-    """``chol(K_zz)`` with a jitter relative to its diagonal."""
-    return safe_cholesky(K + torch.diag_embed((jitter * K.diagonal().mean()).expand(K.shape[-1])))
 
 
 def moments(A: Tensor, diagonal: Tensor, mean: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +201,7 @@ def train_bound(
 
     def seen_through(rows: Tensor) -> tuple[Tensor, Tensor]:
         K, cross, diagonal = blocks(parameters, X[rows])
-        return project(top_factor(K, _TRAINED_JITTER), cross), diagonal
+        return project(jittered_cholesky(K, _TRAINED_JITTER), cross), diagonal
 
     def batch() -> Tensor:
         if full:

@@ -24,7 +24,7 @@ from seqbdl.inference.gram import GramKernel, divergences, gram, identity_roots,
 from seqbdl.inference.held_out import first_good, folds
 from seqbdl.inference.infinite_width import WidthScales, default_scales
 from seqbdl.posteriors.inducing import add_gaussian, no_rows, project
-from seqbdl.posteriors.joint_gaussian import safe_cholesky
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky, safe_cholesky
 
 _FLOOR = 1e-7
 _LOG_SD = {"inputs": 1.7, "weights": 1.5, "biases": 1.5, "noise": 1.0}  # as of the infinitely wide network
@@ -133,14 +133,9 @@ def evidence(kernel: GramKernel, X: Tensor, Y: Tensor, noise: Tensor, exact: boo
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum() * targets.shape[-1]
         return -0.5 * white.square().sum() - log_det - 0.5 * math.log(2 * math.pi) * Y.numel()
     K_ii, cross, diagonal = inducing_blocks(kernel, X)
-    factor = inducing_factor(K_ii)
+    factor = jittered_cholesky(K_ii)
     sums = add_gaussian(no_rows(factor[None], Y.shape[1]), project(factor, cross)[None], diagonal[None], Y.T, noise.T)
     return sums.bound.sum()
-
-
-def inducing_factor(K: Tensor) -> Tensor:
-    """``chol(K_zz)`` with a jitter relative to its diagonal, so that sums of many rows stay accurate."""
-    return safe_cholesky(K + torch.diag_embed((1e-6 * K.diagonal().mean()).expand(K.shape[-1])))
 
 
 def train_machine(
@@ -243,7 +238,7 @@ def predictive(
     variances = (machine.noise if noise is None else noise).expand_as(Y)
     K_ii, cross, diagonal = inducing_blocks(kernel, X_test)
     if not exact:
-        factor = inducing_factor(K_ii)
+        factor = jittered_cholesky(K_ii)
         _, rows, own = inducing_blocks(kernel, X)
         empty = no_rows(factor[None], Y.shape[1])
         sums = add_gaussian(empty, project(factor, rows)[None], own[None], Y.T, variances.T)

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from seqbdl.inference.deep_wishart import (
-    JITTER,
     DeepWishart,
     Parameters,
-    jittered,
     layer_kernel,
     layer_variance,
     linear_gram,
@@ -30,6 +28,7 @@ from seqbdl.inference.deep_wishart import (
 from seqbdl.inference.gram import SQUARED_EXPONENTIAL
 from seqbdl.inference.infinite_width import WidthScales
 from seqbdl.networks.activations import activate, centred
+from seqbdl.posteriors.joint_gaussian import KERNEL_JITTER, jittered_cholesky
 
 
 @dataclass(frozen=True)
@@ -150,9 +149,9 @@ def freeze(model: DeepWishart, parameters: Parameters, samples: int, width: int,
         image = image @ turn
         features = random_features((samples,), at_Z.shape[-1], width, generator, G)
         head = torch.randn(samples, width + 1, nu, generator=generator, dtype=torch.float64).to(G)
-        factor = jittered(frozen.kernel(layer, at_Z, at_Z))
+        factor = jittered_cholesky(frozen.kernel(layer, at_Z, at_Z))
         prior = features(frozen.scales, layer, model.activation, at_Z) @ head
-        slack = (JITTER**0.5) * torch.randn(samples, P, nu, generator=generator, dtype=torch.float64).to(G)
+        slack = KERNEL_JITTER**0.5 * torch.randn(samples, P, nu, generator=generator, dtype=torch.float64).to(G)
         coefficients = torch.cholesky_solve(math.sqrt(nu) * image - prior - slack, factor)
         frozen.images.append(image)
         frozen.features.append(features)

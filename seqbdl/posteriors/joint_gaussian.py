@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from linear_operator import to_linear_operator
-from linear_operator.utils.cholesky import psd_safe_cholesky
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
+
+from seqbdl.errors import NotPositiveDefiniteError
 
 # Relative to the mean diagonal: far below any noise that matters, far above the rounding of float64.
 JITTER = 1e-10
+KERNEL_JITTER = 1e-6  # of kernel matrices that are nearly singular by nature
 _NUGGET = 1e-9  # a standard deviation of 3e-5 of the prior's
+_QUIET_JITTER = 1e-6  # jitter beyond this share of the diagonal is worth a warning
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,13 @@ class JointGaussian:
             return rows.squeeze(-2).unflatten(-1, (q, self.num_outputs))
         return rows.transpose(-1, -2)
 
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n x batch x q x m`` draws, of the covariance with the least jitter that lets it be factorized."""
+        factor = safe_cholesky(self.covariance)
+        batch = torch.broadcast_shapes(self.mean.shape[:-2], self.covariance.shape[:-3])
+        white = torch.randn(n, *batch, *factor.shape[-3:-1], 1, generator=generator, dtype=torch.float64).to(factor)
+        return self.mean + self._ungroup((factor @ white).squeeze(-1), self.num_points)
+
     def to_posterior(self, dtype: torch.dtype) -> GPyTorchPosterior:
         """The BoTorch posterior, in the given floating-point type."""
         return GPyTorchPosterior(self.distribution(dtype))
@@ -193,9 +205,43 @@ def group_rows(values: Tensor, covariance: Tensor) -> Tensor:
 
 
 def safe_cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor; jitter is added, relative to the diagonal, only where the plain one fails."""
+    """Lower Cholesky factor; jitter is added, relative to the diagonal, only where the plain one fails.
+
+    Raises:
+        NotPositiveDefiniteError: If the matrix has entries that are not finite, or stays indefinite with a jitter of a
+            ten-thousandth of its diagonal.
+    """
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
         return factor
-    scale = matrix.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1).amax().clamp_min(1e-30)
-    return psd_safe_cholesky(matrix / scale, jitter=1e-9, max_tries=6) * scale.sqrt()
+    size = f"a {matrix.shape[-2]} x {matrix.shape[-1]} covariance matrix"
+    if not bool(matrix.isfinite().all()):
+        raise NotPositiveDefiniteError(
+            f"{size} has entries that are not finite: its hyperparameters have run away. Check the units of X and Y "
+            "(bounds=), or give a smaller learning_rate="
+        )
+    scale = matrix.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1, keepdim=True).clamp_min(1e-30)
+    for power in range(-9, -3):
+        jitter = 10.0**power
+        if jitter > _QUIET_JITTER:
+            warnings.warn(f"{size} is indefinite: {jitter:g} of its diagonal is added", NumericalWarning, stacklevel=2)
+        lift = jitter * scale * (info > 0).unsqueeze(-1)  # only where it is needed
+        factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(lift.expand(matrix.shape[:-1])))
+        if not bool(failed.any()):
+            return factor
+        info = info | failed
+    raise NotPositiveDefiniteError(
+        f"{size} is not positive definite, even with {jitter:g} of its diagonal added. Rows of X that nearly coincide under "
+        "next to no noise do this: merge them, or give noise=; a kernel of your own must be positive definite"
+    )
+
+
+def jittered_cholesky(matrix: Tensor, jitter: float = KERNEL_JITTER) -> Tensor:
+    """:func:`safe_cholesky` of a batch of kernel matrices, each with a jitter relative to its mean diagonal: for matrices that
+    are nearly singular by nature, such as those of smooth kernels at many inducing inputs.
+
+    Raises:
+        NotPositiveDefiniteError: As there.
+    """
+    lift = (jitter * matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(matrix.shape[:-1])
+    return safe_cholesky(matrix + torch.diag_embed(lift))

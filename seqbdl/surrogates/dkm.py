@@ -12,7 +12,8 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.inference import infinite_width
-from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, gram, gram_diagonal, prior_draws
+from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, gram, gram_diagonal
+from seqbdl.inference.gram_draws import prior_draws
 from seqbdl.inference.inducing import BoundSettings, spread_rows
 from seqbdl.inference.infinite_width import WidthScales, default_scales
 from seqbdl.inference.kernel_machine import (

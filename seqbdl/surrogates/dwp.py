@@ -15,11 +15,10 @@ from seqbdl.inference.inducing import spread_rows
 from seqbdl.inference.infinite_width import kernel
 from seqbdl.inference.wishart_functions import Features, FrozenLayers, freeze, random_features
 from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows
-from seqbdl.posteriors.joint_gaussian import safe_cholesky
+from seqbdl.posteriors.joint_gaussian import KERNEL_JITTER, jittered_cholesky, safe_cholesky
 from seqbdl.surrogates.network_prior import standard_normal
 from seqbdl.surrogates.particle import ParticleSurrogate
 
-_JITTER = 1e-6
 _BOUND_SAMPLES = 32
 _BOUND_ROWS = 512
 _CANDIDATES = ((3,), (10,))
@@ -103,7 +102,7 @@ class DWPSurrogate(ParticleSurrogate):
         self._heads = standard_normal(R, S, self.draw_width + 1, m, generator=generator, like=basis)
         self._white = standard_normal(R, S * m, self.memory, generator=generator, like=basis)
         self._basis = self._layers.hidden(basis)  # S x B x nu
-        self._sums = no_rows(_factor(self._top_kernel(self._basis, self._basis)).repeat(m, 1, 1), S * m)
+        self._sums = no_rows(jittered_cholesky(self._top_kernel(self._basis, self._basis)).repeat(m, 1, 1), S * m)
 
     def _top_kernel(self, phi1: Tensor, phi2: Tensor) -> Tensor:
         return self._layers.kernel(len(self.nus), phi1, phi2)
@@ -203,7 +202,7 @@ class DWPSurrogate(ParticleSurrogate):
         factor = sums.factor[:S]
         A = torch.linalg.solve_triangular(factor, self._top_kernel(self._basis, phi), upper=False)  # S x B x k
         K = self._top_kernel(phi, phi)
-        lift = (_JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
+        lift = (KERNEL_JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
         corner = safe_cholesky(K - A.transpose(-1, -2) @ A + torch.diag_embed(lift))
         top = torch.cat([factor, torch.zeros_like(A)], -1)
         larger = torch.cat([top, torch.cat([A.transpose(-1, -2), corner], -1)], -2)
@@ -256,11 +255,6 @@ def tempered(log_weights: Tensor, min_ess: float) -> Tensor:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if share(middle) >= min_ess else (low, middle)
     return low * log_weights
-
-
-def _factor(K: Tensor) -> Tensor:
-    lift = (_JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
-    return safe_cholesky(K + torch.diag_embed(lift))
 
 
 def _evenly(count: int, size: int) -> Tensor:

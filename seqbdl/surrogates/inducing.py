@@ -12,7 +12,7 @@ from torch import Tensor
 from seqbdl.inference.inducing import absorb_rows
 from seqbdl.likelihoods import LIKELIHOODS
 from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows, project
-from seqbdl.posteriors.joint_gaussian import safe_cholesky
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.kernel import KernelSurrogate
 from seqbdl.surrogates.network_prior import standard_normal
@@ -60,8 +60,7 @@ class InducingSurrogate(KernelSurrogate):
         self._basis = self._inducing_inputs()
         with torch.no_grad():
             K = self._kernel(self._basis, self._basis)[:1]
-            lift = (_JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
-            sums = no_rows(safe_cholesky(K + torch.diag_embed(lift)), self.num_latents)
+            sums = no_rows(jittered_cholesky(K, _JITTER), self.num_latents)
             self._sums = self._add(sums, X, Y, variance.expand(X.shape[0], self.output_dim))
             self._conditioning = self._sums.conditioning()
         self._bounded = True

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from seqbdl.inference import infinite_width
 from seqbdl.inference.gram import (
-    JITTER,
     SQUARED_EXPONENTIAL,
     GramKernel,
     divergences,
@@ -20,9 +19,10 @@ from seqbdl.inference.gram import (
     identity_roots,
     inducing_blocks,
     inducing_gram,
-    prior_draws,
 )
+from seqbdl.inference.gram_draws import prior_draws
 from seqbdl.inference.infinite_width import WidthScales
+from seqbdl.posteriors.joint_gaussian import KERNEL_JITTER
 
 KINDS = ("erf", "relu", "leaky_relu", SQUARED_EXPONENTIAL)
 
@@ -80,7 +80,7 @@ def test_one_layer_is_the_conditional_expectation_with_explicit_inverses(activat
     K = gram(hidden, every, every)
     P = kernel.Z.shape[0]
     K_ii, K_ti, K_tt = K[:P, :P], K[P:, :P], K[P:, P:]
-    K_ii = K_ii + JITTER * K_ii.diagonal().mean() * torch.eye(P).double()
+    K_ii = K_ii + KERNEL_JITTER * K_ii.diagonal().mean() * torch.eye(P).double()
     L = torch.linalg.cholesky(K_ii)
     G_ii = L @ kernel.roots[0] @ kernel.roots[0].T @ L.T
     W = K_ti @ torch.linalg.inv(K_ii)

@@ -15,11 +15,11 @@ from seqbdl.inference.inducing import (
     log_predictive_density,
     moments,
     spread_rows,
-    top_factor,
     train_bound,
 )
 from seqbdl.likelihoods import get_likelihood
 from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows, project
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -165,7 +165,7 @@ def test_spread_rows_leave_out_duplicates_and_explain_most() -> None:
     assert picks.tolist() == sorted(set(picks.tolist()))
 
     def unexplained(rows: Tensor) -> float:
-        cross = project(top_factor(K[rows][:, rows]), K[rows])
+        cross = project(jittered_cholesky(K[rows][:, rows]), K[rows])
         return float((1 - cross.square().sum(0)).mean())
 
     assert unexplained(picks) < 0.2 * unexplained(torch.arange(10))
