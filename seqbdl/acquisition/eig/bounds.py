@@ -19,16 +19,20 @@ class Bounds:
         standard_error: Of the noisier side, from the spread of its Monte Carlo terms.
         saturated: Whether the lower side is within one nat of the most it could say, ``log(L + 1)`` with ``L`` contrastive
             draws: then the information may be much larger, and more draws are needed.
+        estimate: A value that bounds neither way (the Laplace approximation); ``None`` for all other estimators.
     """
 
     lower: Tensor | None
     upper: Tensor | None
     standard_error: Tensor
     saturated: Tensor
+    estimate: Tensor | None = None
 
     @property
     def middle(self) -> Tensor:
-        """Half way between both sides, or the one side that there is: for ranking designs, not for reporting."""
+        """The estimate, half way between both sides, or the one side that there is: for ranking designs, not for reporting."""
+        if self.estimate is not None:
+            return self.estimate
         if self.lower is None or self.upper is None:
             side = self.upper if self.lower is None else self.lower
             assert side is not None
@@ -41,11 +45,13 @@ class Bounds:
         def side(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[index]
 
-        return Bounds(side(self.lower), side(self.upper), self.standard_error[index], self.saturated[index])
+        return Bounds(side(self.lower), side(self.upper), self.standard_error[index], self.saturated[index], side(self.estimate))
 
     def __str__(self) -> str:
         if self.standard_error.dim():
             return f"Bounds of {tuple(self.standard_error.shape)} designs"
+        if self.estimate is not None:
+            return f"about {float(self.estimate):.4g} nats (standard error {float(self.standard_error):.2g}, no bound)"
         low = "-" if self.lower is None else f"{float(self.lower):.4g}"
         high = "-" if self.upper is None else f"{float(self.upper):.4g}"
         note = ", saturated: use more contrastive draws" if bool(self.saturated) else ""

@@ -29,6 +29,9 @@ class DesignModel(ThetaSource, Protocol):
     - ``support``: ``K x m``, all possible outcomes; then information is enumerated.
     - ``reparametrized = True``: ``simulate`` is differentiable in the design, and draws the same noise from the same generator.
     - ``parameter_names``: one for each entry of theta.
+    - ``goal(theta)``: ``... x g``, what the experiment is about, where that is a function of theta; the rest is a nuisance.
+    - ``nuisances(theta, n, generator)``: ``n x ... x p``, draws of theta given the goal of each theta that is handed in.
+    - ``moments(theta, design)``: mean and standard deviation ``...`` of an outcome that is a normal number.
     """
 
     def log_prob(self, y: Tensor, theta: Tensor, design: Tensor) -> Tensor:
@@ -75,6 +78,36 @@ def simulate_outcomes(model: DesignModel, theta: Tensor, design: Tensor, generat
     if bool(y.isnan().any()):
         raise InvalidDataError(f"simulate answered NaN at {tuple(int(i) for i in y.isnan().nonzero()[0])}; mend the model")
     return y
+
+
+def outcomes_for(model: DesignModel, designs: Tensor, theta: Tensor, seed: int) -> Tensor:
+    """Outcomes ``D x N x m`` of the parameters ``N x p`` at each of the designs ``D x d``.
+
+    One design at a time from the same generator state: all designs meet the same noise, whatever the model.
+    """
+    return torch.stack([simulate_outcomes(model, theta, design, torch.Generator().manual_seed(seed)) for design in designs])
+
+
+def outcomes_at(model: DesignModel, designs: Tensor, theta: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """:func:`outcomes_for`, and their log-likelihoods ``D x N``."""
+    y = outcomes_for(model, designs, theta, seed)
+    return y, log_likelihood(model, y, theta, designs.unsqueeze(1))
+
+
+def goal_of(model: object, theta: Tensor) -> Tensor:
+    """What the model's experiment is about, ``... x g``: its ``goal`` of the parameters, or all of them.
+
+    Raises:
+        ShapeError: A goal with other leading dimensions than ``theta``.
+    """
+    goal = getattr(model, "goal", None)
+    if goal is None:
+        return theta
+    value = goal(theta)
+    if not isinstance(value, Tensor) or value.dim() != theta.dim() or value.shape[:-1] != theta.shape[:-1]:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ShapeError(f"goal answered {got} for theta {tuple(theta.shape)}; it needs {(*theta.shape[:-1], 'g')}")
+    return value
 
 
 def check_support(model: DesignModel) -> Tensor | None:
