@@ -10,6 +10,7 @@ from seqbdl.loops.changes import BOCD, ChangeRule, Forgetting, SoftReset, Temper
 from seqbdl.loops.choices import Categorical, Ordinal
 from seqbdl.loops.continual import ContinualLoop
 from seqbdl.loops.design_history import DesignHistory
+from seqbdl.loops.design_policy import train_policy
 from seqbdl.loops.design_search import DesignSettings
 from seqbdl.loops.experiment_design import ExperimentDesignLoop
 from seqbdl.loops.history import History, Record
@@ -59,5 +60,6 @@ __all__ = [
     "TensorBoard",
     "Trust",
     "run",
+    "train_policy",
     "trust",
 ]

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from seqbdl.acquisition.eig import DesignModel, history_log_likelihood, log_likelihood
+from seqbdl.acquisition.eig import Bounds, DesignModel, goal_of, history_log_likelihood, log_likelihood
+from seqbdl.acquisition.policies import HistoryCritic
 from seqbdl.errors import InvalidDataError, InvalidOptionError, ShapeError, StateError
 
 _BISECTIONS = 40
@@ -228,18 +229,82 @@ class ParticlePosterior:
         }
 
 
-DesignPosterior: TypeAlias = GridPosterior | ParticlePosterior
-_KINDS: dict[str, type[GridPosterior] | type[ParticlePosterior]] = {"grid": GridPosterior, "particles": ParticlePosterior}
+@dataclass(frozen=True)
+class AmortizedPosterior:
+    """Prior draws weighted by a critic that was trained with a policy: no likelihood is evaluated.
+
+    The best critic of a contrastive bound is ``log p(h | theta)`` up to a function of ``h`` (B. Poole et al., "On variational
+    bounds of mutual information", ICML 2019), so that its exponential weights draws of the prior as the posterior would; as good
+    as its training. Where the model has a ``goal``, only the goal's distribution means something.
+
+    Attributes:
+        theta: ``S x p``.
+        log_weights: ``S``, normalized.
+        critic: Of histories and parameters.
+    """
+
+    theta: Tensor
+    log_weights: Tensor
+    critic: HistoryCritic
+
+    exact = False
+
+    @staticmethod
+    def from_draws(theta: Tensor, critic: HistoryCritic) -> AmortizedPosterior:
+        """Equally weighted draws ``S x p`` of the prior."""
+        even = torch.full((theta.shape[0],), -math.log(theta.shape[0]), dtype=torch.float64)
+        return AmortizedPosterior(theta.double(), even, critic)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``n x p`` draws, with replacement."""
+        return self.theta[torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)]
+
+    def weighted(self) -> tuple[Tensor, Tensor]:
+        """All draws ``S x p`` and their weights ``S``, which sum to one."""
+        return self.theta, self.log_weights.exp()
+
+    @property
+    def effective(self) -> float:
+        """The effective number of draws, ``1 / sum w^2``."""
+        return _effective(self.log_weights)
+
+    def update(
+        self, model: DesignModel, designs: Tensor, outcomes: Tensor, generator: torch.Generator | None = None
+    ) -> AmortizedPosterior:
+        """The posterior after all ``T`` outcomes; see :meth:`GridPosterior.update`."""
+        with torch.no_grad():
+            scores = self.critic(designs.unsqueeze(0), outcomes.unsqueeze(0), goal_of(model, self.theta))[0]
+        return replace(self, log_weights=scores.log_softmax(-1))
+
+    def information(self) -> Bounds:
+        """``KL(posterior || prior)`` of the weights: an estimate, no bound, and of unknown error."""
+        value = (self.log_weights.exp() * self.log_weights).sum() + math.log(len(self.log_weights))
+        unknown = torch.tensor(math.nan, dtype=torch.float64)
+        return Bounds(None, None, unknown, value > math.log(len(self.log_weights)) - 1, value)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Everything but the critic, for :func:`seqbdl.serialization.save_tree`."""
+        return {"kind": "amortized", "theta": self.theta, "log_weights": self.log_weights}
 
 
-def posterior_from_tree(tree: Mapping[str, Any]) -> DesignPosterior:
+DesignPosterior: TypeAlias = GridPosterior | ParticlePosterior | AmortizedPosterior
+_KINDS = {"grid": GridPosterior, "particles": ParticlePosterior, "amortized": AmortizedPosterior}
+
+
+def posterior_from_tree(tree: Mapping[str, Any], critic: HistoryCritic | None = None) -> DesignPosterior:
     """The posterior that ``to_tree`` described.
+
+    Args:
+        tree: What it answered.
+        critic: Of an amortized posterior.
 
     Raises:
         StateError: The tree is not one.
     """
     try:
         fields = {key: value for key, value in tree.items() if key != "kind"}
+        if tree["kind"] == "amortized":
+            fields["critic"] = critic
         return _KINDS[tree["kind"]](**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise StateError(f"the state holds no posterior: {error}") from error

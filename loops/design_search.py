@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from seqbdl.acquisition.eig import Bounds, DesignModel, ThetaSource, expected_information_gain
+from seqbdl.acquisition.eig import Bounds, DesignModel, ThetaSource, expected_information_gain, history_log_likelihood
+from seqbdl.acquisition.policies import DesignBox
 from seqbdl.errors import InvalidOptionError
+
+_PROPOSALS = 4
+"""Draws of a nuisance's prior for each draw of its posterior."""
 
 Propose: TypeAlias = Callable[[ThetaSource, int, torch.Generator], Tensor]
 """``(posterior, n, generator) -> n x d``: candidate designs."""
@@ -66,6 +70,9 @@ class WithPending:
 
     def __init__(self, model: DesignModel, pending: Tensor) -> None:
         self.model, self.pending = model, pending
+        for name in ("goal", "nuisances"):  # what the experiments are about stays the same
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.model.sample(n, generator)
@@ -84,14 +91,38 @@ class WithPending:
         return total
 
 
+class GivenHistory:
+    """A model with nuisances after some outcomes: given the goal, nuisances are drawn from their posterior.
+
+    By resampling draws of their prior with the likelihood of the history; all else is the model's own.
+
+    Args:
+        model: With ``nuisances``.
+        designs: ``T x d``.
+        outcomes: ``T x m``.
+    """
+
+    def __init__(self, model: DesignModel, designs: Tensor, outcomes: Tensor) -> None:
+        self._model, self._designs, self._outcomes = model, designs, outcomes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def nuisances(self, theta: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``n x N x p`` draws given the goal of each of ``N x p``, and the history."""
+        proposals = self._model.nuisances(theta, _PROPOSALS * n, generator)  # type: ignore[attr-defined]
+        weights = history_log_likelihood(self._model, self._designs, self._outcomes, proposals)
+        picks = torch.multinomial(weights.softmax(0).mT, n, replacement=True, generator=generator).mT  # n x N
+        return proposals.gather(0, picks.unsqueeze(-1).expand(-1, -1, theta.shape[-1]))
+
+
 def best_design(
     model: DesignModel,
     posterior: ThetaSource,
     candidates: Tensor,
     settings: DesignSettings,
     generator: torch.Generator,
-    from_unit: Callable[[Tensor], Tensor] | None = None,
-    to_unit: Callable[[Tensor], Tensor] | None = None,
+    box: DesignBox | None = None,
 ) -> tuple[Tensor, Bounds]:
     """The design with the largest expected information gain, and that gain.
 
@@ -103,8 +134,7 @@ def best_design(
         candidates: ``D x d``.
         settings: See :class:`DesignSettings`.
         generator: Of all draws.
-        from_unit: From the unit cube to designs, differentiably; needed for ascent.
-        to_unit: Its inverse.
+        box: Of the designs; needed for ascent.
     """
 
     def gain(designs: Tensor, outer: int, inner: int, source: torch.Generator) -> Bounds:
@@ -122,22 +152,21 @@ def best_design(
         rough = _value(gain(candidates, settings.search_outer, settings.search_inner, generator))
     top = candidates[rough.topk(min(settings.num_refined, len(candidates))).indices]
     if settings.optimizer == "gradient":
-        assert from_unit is not None
-        assert to_unit is not None
+        assert box is not None
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-        u = to_unit(top).clone().requires_grad_()
+        u = box.to_unit(top).clone().requires_grad_()
         adam = torch.optim.Adam([u], settings.learning_rate)
         for _ in range(settings.steps):
             adam.zero_grad()
             same = torch.Generator().manual_seed(seed)  # common random numbers
-            total = -_value(gain(from_unit(u), settings.search_outer, settings.search_inner, same)).sum()
+            total = -_value(gain(box.from_unit(u), settings.search_outer, settings.search_inner, same)).sum()
             total.backward()
             if u.grad is None or not bool(u.grad.isfinite().all()):
                 raise InvalidOptionError("the information has no finite gradient in the design; use optimizer='candidates'")
             adam.step()
             with torch.no_grad():
                 u.clamp_(0.0, 1.0)
-        top = torch.cat([top, from_unit(u.detach())])
+        top = torch.cat([top, box.from_unit(u.detach())])
     with torch.no_grad():
         if len(top) > 1:
             fine = _value(gain(top, settings.num_outer, settings.num_inner, generator))

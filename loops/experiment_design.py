@@ -6,17 +6,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from seqbdl.acquisition.eig import Bounds, DesignModel, information_of_history
+from seqbdl.acquisition.policies import DesignBox, DesignPolicy
 from seqbdl.errors import InvalidDataError, InvalidOptionError, InvalidSpaceError, ShapeError
-from seqbdl.loops.candidates import ROW
 from seqbdl.loops.design_history import DesignHistory, interval
+from seqbdl.loops.design_policy import check_policy
 from seqbdl.loops.design_posteriors import (
+    AmortizedPosterior,
     DesignPosterior,
     GridPosterior,
     ParticlePosterior,
@@ -24,15 +25,15 @@ from seqbdl.loops.design_posteriors import (
     posterior_from_tree,
     quantiles,
 )
-from seqbdl.loops.design_search import DesignSettings, Propose, WithPending, best_design
+from seqbdl.loops.design_search import DesignSettings, GivenHistory, Propose, WithPending, best_design
+from seqbdl.loops.design_space import design_box, design_space
 from seqbdl.loops.history import COMPLETE, FAILED, Record
-from seqbdl.loops.parameters import Real
 from seqbdl.loops.settings import check_state
-from seqbdl.loops.space import Point, Space
+from seqbdl.loops.space import Point
 from seqbdl.serialization import generator_state
 
 STATE_VERSION = 1
-POSTERIORS = ("auto", "grid", "particles", "importance")
+POSTERIORS = ("auto", "grid", "particles", "importance", "amortized")
 LEVELS = (0.025, 0.5, 0.975)
 
 
@@ -48,11 +49,15 @@ class ExperimentDesignLoop:
         space: The designs: a :class:`Space` of numbers, an array of candidates ``D x d``, or a Gymnasium environment.
         posterior: ``"particles"`` (sequential Monte Carlo; needs ``log_prior``), ``"grid"`` (exact, for up to three parameters;
             needs ``log_prior`` and ``grid``), ``"importance"`` (reweighted prior draws, honest up to about ``log(num_particles)
-            - 3`` nats in all), or ``"auto"``: a grid when one is given, else particles where the model has ``log_prior``.
+            - 3`` nats in all), ``"amortized"`` (prior draws weighted by the critic of a policy; for simulators), or ``"auto"``:
+            a grid when one is given, else particles where the model has ``log_prior``.
         grid: One increasing axis for each parameter.
-        num_particles: Particles, or prior draws; 4096 by default, for ``"importance"`` 100,000.
+        num_particles: Particles, or prior draws; 4096 by default, for ``"importance"`` 100,000, for
+            ``"amortized"`` 10,000.
         moves: Metropolis steps after each resampling of particles.
         propose: ``(posterior, n, generator) -> n x d``: candidates of your own, of which those outside the space are refused.
+        policy: A trained network that answers at once, from all that was told; see :func:`seqbdl.loops.train_policy`. Nothing
+            is searched then, and one design is asked at a time.
         settings: How designs are searched; further keywords replace single ones, see
             :class:`seqbdl.loops.design_search.DesignSettings`.
         outcome_names: Of what is measured, in the order of the model's ``y``.
@@ -73,16 +78,22 @@ class ExperimentDesignLoop:
         num_particles: int | None = None,
         moves: int = 10,
         propose: Propose | None = None,
+        policy: DesignPolicy | None = None,
         settings: DesignSettings | None = None,
         outcome_names: Sequence[str] = ("outcome",),
         seed: int = 0,
         **options: Any,
     ) -> None:
-        for name in ("sample", "log_prob", "simulate"):
+        critic = None if policy is None else policy.critic
+        for name in ("sample", "simulate", *(() if critic is not None else ("log_prob",))):
             if not callable(getattr(model, name, None)):
-                raise InvalidOptionError(f"the model has no method {name}; it needs sample, log_prob and simulate")
+                raise InvalidOptionError(
+                    f"the model has no method {name}; it needs sample, simulate and log_prob (a simulator alone: a policy= that "
+                    "was trained with a critic)"
+                )
         self.model = model
-        self.space, self.design_names = _space(space)
+        self.space, self.design_names = design_space(space)
+        self._box = design_box(self.space)
         self.settings = settings if settings is not None else DesignSettings()
         unknown = [name for name in options if name not in DesignSettings.__dataclass_fields__]
         if unknown:
@@ -90,9 +101,11 @@ class ExperimentDesignLoop:
             raise InvalidOptionError(f"unknown option {unknown[0]!r}; the settings of the search are {known}")
         if options:
             self.settings = DesignSettings(**{**self.settings.__dict__, **options})
-        self.propose, self.seed = propose, seed
+        self.propose, self.policy, self.seed = propose, policy, seed
+        if policy is not None:
+            check_policy(policy, self.space)
         if self.settings.optimizer == "gradient":
-            _check_ascent(self.space, model)
+            _check_ascent(self._box, model)
         self.generator = torch.Generator().manual_seed(seed)
         self._kind, self.posterior = self._prior(posterior, grid, num_particles, moves)
         self.history = DesignHistory(self.design_names, outcome_names)
@@ -103,14 +116,24 @@ class ExperimentDesignLoop:
     def _prior(self, kind: str, grid: Any, count: int | None, moves: int) -> tuple[str, DesignPosterior]:
         if kind not in POSTERIORS:
             raise InvalidOptionError(f"posterior={kind!r} is not one of {', '.join(map(repr, POSTERIORS))}")
-        if kind == "auto":
-            kind = "grid" if grid is not None else "particles" if hasattr(self.model, "log_prior") else "importance"
+        explicit = callable(getattr(self.model, "log_prob", None))
+        if kind == "auto" and grid is not None:
+            kind = "grid"
+        elif kind == "auto":
+            kind = "amortized" if not explicit else "particles" if hasattr(self.model, "log_prior") else "importance"
+        if kind != "amortized" and not explicit:
+            raise InvalidOptionError(f"posterior={kind!r} needs a model with log_prob; a simulator alone takes 'amortized'")
         if (kind == "grid") != (grid is not None):
             raise InvalidOptionError(f"posterior={kind!r} with grid={'given' if grid is not None else None}; they go together")
         if count is not None and count < 2:
             raise InvalidOptionError(f"num_particles={count}; it is a number of at least 2")
         if grid is not None:
             return kind, GridPosterior.from_axes(self.model, [torch.as_tensor(axis, dtype=torch.float64) for axis in grid])
+        if kind == "amortized":
+            critic = None if self.policy is None else self.policy.critic
+            if critic is None:
+                raise InvalidOptionError("posterior='amortized' needs a policy= that was trained with a critic")
+            return kind, AmortizedPosterior.from_draws(self.model.sample(count or 10_000, self.generator), critic)
         if kind == "importance":
             return kind, GridPosterior.from_draws(self.model.sample(count or 100_000, self.generator))
         return kind, ParticlePosterior.from_prior(self.model, count or 4096, self.generator, moves)
@@ -139,10 +162,14 @@ class ExperimentDesignLoop:
     def information(self, num_contrastive: int = 10_000, seed: int | None = None) -> Bounds:
         """What all outcomes told: bounds of ``KL(posterior || prior)`` in nats, exact for a grid.
 
+        About all parameters, nuisances too. Of an amortized posterior an estimate without bounds.
+
         Args:
             num_contrastive: Prior draws in each of eight sets; the lower bound cannot exceed ``log(num_contrastive + 1)``.
             seed: Of the draws; the loop's by default. Asking changes nothing about later asks.
         """
+        if isinstance(self.posterior, AmortizedPosterior):
+            return self.posterior.information()
         if isinstance(self.posterior, GridPosterior) and self.posterior.exact:
             value = torch.tensor(self.posterior.divergence(), dtype=torch.float64)
             return Bounds(value, value, torch.zeros_like(value), torch.tensor(False))
@@ -168,7 +195,7 @@ class ExperimentDesignLoop:
             A point (from name to value) for ``n=1``, a list of points otherwise.
 
         Raises:
-            InvalidOptionError: ``n`` is less than 1.
+            InvalidOptionError: ``n`` is less than 1, or a policy is asked while a design is under way.
             InvalidSpaceError: ``propose`` gave a design outside the space.
         """
         if n < 1:
@@ -176,18 +203,35 @@ class ExperimentDesignLoop:
         points = []
         for _ in range(n):
             start = time.perf_counter()
-            pending = [record.point for record in self.history.pending]
-            model = WithPending(self.model, self._rows(pending)) if pending else self.model
-            design, bounds = best_design(
-                model, self.posterior, self._candidates(), self.settings, self.generator, self._from_unit, self._to_unit
-            )
-            record = self.history.append(self._rounds, self._point(design), "model")
+            design, bounds = self._search() if self.policy is None else (self._follow(self.policy), None)
+            record = self.history.append(self._rounds, self._point(design), "model" if self.policy is None else "policy")
             record.seconds_ask = time.perf_counter() - start
-            self.history.expected[record.step] = interval(bounds)
+            if bounds is not None:
+                self.history.expected[record.step] = interval(bounds)
             self.last_bounds = bounds
             points.append(record.point)
         self._rounds += 1
         return points[0] if n == 1 else points
+
+    def _search(self) -> tuple[Tensor, Bounds]:
+        """The design that is expected to tell most, and how much."""
+        model: DesignModel = self.model
+        if hasattr(model, "nuisances") and self._told:
+            model = GivenHistory(model, *self.data())
+        pending = [record.point for record in self.history.pending]
+        if pending:
+            model = WithPending(model, self._rows(pending))
+        return best_design(model, self.posterior, self._candidates(), self.settings, self.generator, self._box)
+
+    def _follow(self, policy: DesignPolicy) -> Tensor:
+        """The policy's design after all that was told."""
+        waiting = len(self.history.pending)
+        if waiting:
+            raise InvalidOptionError(
+                f"{waiting} designs are under way, and a policy answers after outcomes only; tell them, with failed=True if lost"
+            )
+        with torch.no_grad():
+            return policy(*self.data())
 
     def _candidates(self) -> Tensor:
         count = self.settings.num_candidates
@@ -213,19 +257,6 @@ class ExperimentDesignLoop:
 
     def _point(self, design: Tensor) -> Point:
         return self.space.point(design.tolist())
-
-    def _from_unit(self, u: Tensor) -> Tensor:
-        columns = []
-        for i, p in enumerate(self.space.parameters):
-            assert isinstance(p, Real)
-            if p.log:
-                columns.append(p.low * (p.high / p.low) ** u[..., i])
-            else:
-                columns.append(p.low + (p.high - p.low) * u[..., i])
-        return torch.stack(columns, dim=-1)
-
-    def _to_unit(self, designs: Tensor) -> Tensor:
-        return self.space.to_search(designs.tolist())
 
     # -- tell
 
@@ -310,14 +341,17 @@ class ExperimentDesignLoop:
             record.outcomes[:], record.status = y.tolist(), COMPLETE
             self._told.append(record.step)
             self.posterior = learned
-            self.history.gained[record.step] = interval(self.information(2_000))
+            gained = self.information(2_000)
+            if gained.lower is not None:
+                self.history.gained[record.step] = interval(gained)
         record.seconds_tell = time.perf_counter() - start
         return record
 
     # -- state
 
     def _settings(self) -> dict[str, Any]:
-        return {"space": self.space.to_json(), "posterior": self._kind, "parameters": list(self.parameter_names)}
+        policy = {} if self.policy is None else {"policy": self.policy.objective}
+        return {"space": self.space.to_json(), "posterior": self._kind, "parameters": list(self.parameter_names), **policy}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next asks depend on, as a tree for :func:`seqbdl.serialization.save_tree`.
@@ -341,30 +375,14 @@ class ExperimentDesignLoop:
             StateError: The state is of another version, or of a loop with another space, posterior or model.
         """
         check_state(state, STATE_VERSION, self._settings())
-        self.posterior = posterior_from_tree(state["posterior"])
+        self.posterior = posterior_from_tree(state["posterior"], None if self.policy is None else self.policy.critic)
         self.history = DesignHistory.from_tree(state["history"])
         self.generator.set_state(state["generator"])
         self._rounds, self._told = int(state["rounds"]), [int(step) for step in state["told"]]
 
 
-def _space(space: Any) -> tuple[Space, tuple[str, ...]]:
-    """The space of designs, and the names of its columns in the order of the model's design."""
-    if isinstance(space, gymnasium.Env):
-        space = Space.from_gymnasium(space.action_space, space)
-    elif not isinstance(space, Space):
-        rows = torch.as_tensor(space)
-        if rows.dim() != 2:
-            raise InvalidSpaceError(f"space has shape {tuple(rows.shape)}; give a Space, an environment, or candidates D x d")
-        space = Space.from_candidates(rows.numpy())
-    names = tuple(map(str, space.frame.columns)) if space.listed else space.names
-    kinds = [p.name for p in space.parameters if p.categorical]
-    if kinds or ROW in names:
-        raise InvalidSpaceError(f"designs are numbers; encode {', '.join(kinds) or ROW} as columns of numbers")
-    return space, names
-
-
-def _check_ascent(space: Space, model: object) -> None:
-    if space.listed or not all(isinstance(p, Real) and p.step is None for p in space.parameters):
+def _check_ascent(box: DesignBox | None, model: object) -> None:
+    if box is None:
         raise InvalidOptionError("optimizer='gradient' needs a space of real parameters without steps; use 'candidates'")
     if getattr(model, "support", None) is None and not getattr(model, "reparametrized", False):
         raise InvalidOptionError(

@@ -37,8 +37,8 @@ def expected_information_gain(
     """What an outcome at each design is expected to tell about the parameters, in nats.
 
     All designs share their draws of the parameters and of the noise: their differences are more precise than their values.
-    Differentiable in ``designs`` for ``"exact"`` and ``"laplace"``, and for ``"contrastive"`` and ``"marginal"`` where ``simulate``
-    is.
+    Differentiable in ``designs`` for ``"exact"`` and ``"laplace"``, and where ``simulate`` is for ``"contrastive"`` and
+    ``"marginal"``.
 
     | method | lower side | upper side | needs |
     | --- | --- | --- | --- |

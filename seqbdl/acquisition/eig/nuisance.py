@@ -17,8 +17,8 @@ def nuisance_bounds(log_primary: Tensor, log_nuisance: Tensor, log_contrast: Ten
 
     With ``eta_1 ... eta_M`` drawn given the true ``psi_0``, and ``theta_1 ... theta_L`` drawn from the prior, the lower side is
     ``E[log mean_{m=1..M} p(y|psi_0, eta_m) - log mean_{l=0..L} p(y|theta_l)]`` and the upper side
-    ``E[log mean_{m=0..M} p(y|psi_0, eta_m) - log mean_{l=1..L} p(y|theta_l)]``: an average over draws that the outcome did not come
-    of is too small in the logarithm by Jensen's inequality, one that holds the draw it came of is too large (R. Grosse,
+    ``E[log mean_{m=0..M} p(y|psi_0, eta_m) - log mean_{l=1..L} p(y|theta_l)]``: the logarithm of an average over draws that the
+    outcome did not come of is too small by Jensen's inequality, one that holds the draw it came of is too large (R. Grosse,
     Z. Ghahramani and R. Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015). Both gaps close as
     ``M`` and ``L`` grow.
 
@@ -39,8 +39,8 @@ def nuisance_bounds(log_primary: Tensor, log_nuisance: Tensor, log_contrast: Ten
     own, same, other = log_primary.double(), log_nuisance.double(), log_contrast.double()
     if same.shape[:-1] != own.shape or other.shape[:-1] != own.shape or 0 in same.shape or 0 in other.shape:
         raise ShapeError(
-            f"log_primary has shape {tuple(own.shape)}, log_nuisance {tuple(same.shape)}, log_contrast {tuple(other.shape)}; they "
-            "need (... x) N, N x M and N x L"
+            f"log_primary has shape {tuple(own.shape)}, log_nuisance {tuple(same.shape)}, log_contrast {tuple(other.shape)}; "
+            "they need (... x) N, N x M and N x L"
         )
     for name, value in (("log_primary", own), ("log_nuisance", same), ("log_contrast", other)):
         bad = value.isnan() | (value == math.inf)

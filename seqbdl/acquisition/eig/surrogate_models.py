@@ -123,9 +123,9 @@ class FunctionModel:
 class EmulatorModel:
     """An expensive simulator that a surrogate stands for: what the surrogate does not know is part of the noise.
 
-    ``y ~ N(m(theta, design), v(theta, design) + noise^2)`` with the surrogate's mean ``m`` and variance ``v`` at ``(theta, design)``.
-    Without ``v`` designs would be sought where the emulator errs. Its errors at different designs count as independent: a history
-    at neighbouring designs then seems to tell a little more than it does.
+    ``y ~ N(m, v + noise^2)`` with the surrogate's mean ``m`` and variance ``v`` at ``(theta, design)``. Without ``v``, designs
+    would be sought where the emulator errs. Its errors at different designs count as independent: a history at neighbouring
+    designs then seems to tell a little more than it does.
 
     Args:
         surrogate: A function of ``theta`` and the design side by side, with one real output.
@@ -171,10 +171,10 @@ class EmulatorModel:
 
 
 class DiscrepancyModel:
-    """A simulator that is wrong: ``y ~ N(m(theta, design) + delta(design), noise^2)``, where ``delta`` is a surrogate's function.
+    """A simulator that is wrong: ``y ~ N(m(theta, design) + delta(design), noise^2)``, with a surrogate's function ``delta``.
 
-    M. Kennedy and A. O'Hagan, "Bayesian calibration of computer models", JRSS B 2001. The last entry of ``theta`` is the number of
-    one of ``K`` draws of ``delta``, so that outcomes at neighbouring designs share its error; it is a nuisance, and the
+    M. Kennedy and A. O'Hagan, "Bayesian calibration of computer models", JRSS B 2001. The last entry of ``theta`` is the number
+    of one of ``K`` draws of ``delta``, so that outcomes at neighbouring designs share its error; it is a nuisance, and the
     information is about the other entries. It has no prior density: use ``posterior="importance"``.
 
     Args:

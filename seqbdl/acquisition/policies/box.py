@@ -11,7 +11,7 @@ from torch import Tensor
 from seqbdl.errors import InvalidSpaceError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DesignBox:
     """The designs of an experiment: every entry between two numbers, on a linear or a logarithmic scale.
 
@@ -34,6 +34,13 @@ class DesignBox:
             raise InvalidSpaceError("a box has low < high, and low > 0 on a logarithmic scale")
         for name, value in (("low", ends[0]), ("high", ends[1]), ("log", log)):
             object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DesignBox):
+            return NotImplemented
+        return all(torch.equal(a, b) for a, b in zip(self.to_tree().values(), other.to_tree().values(), strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # equal by value, and tensors have none
 
     @property
     def dim(self) -> int:

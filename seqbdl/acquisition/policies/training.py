@@ -31,8 +31,8 @@ class PolicySettings:
     Attributes:
         objective: ``"spce"``: the contrastive lower bound of a model with a likelihood (A. Foster et al., "Deep adaptive design",
             ICML 2021); ``"infonce"`` or ``"nwj"``: a critic that is trained with the policy, for simulators (D. Ivanova et al.,
-            "Implicit deep adaptive design", NeurIPS 2021); ``"auto"``: the first where the model has ``log_prob`` and no ``goal``,
-            else ``"infonce"``.
+            "Implicit deep adaptive design", NeurIPS 2021); ``"auto"``: the first where the model has ``log_prob`` and no
+            ``goal``, else ``"infonce"``.
         updates: Of Adam.
         batch_size: Histories in each.
         num_contrastive: Contrastive draws ``L`` of ``"spce"``, shared by the histories of a batch; it cannot see more than
