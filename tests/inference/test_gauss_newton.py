@@ -139,3 +139,17 @@ def test_more_rows_than_weights_are_solved_by_weights(likelihood: str, linear: S
         rows = (full[s].transpose(-1, -2) @ J).flatten(0, 1)
         dual = rows.T @ torch.linalg.solve(rows @ rows.T + ridge[s] * torch.eye(40 * m).double(), residual[s].flatten())
         torch.testing.assert_close(ours[s], dual, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_a_step_cut_short_is_no_minimum(seed: int) -> None:
+    """Steep units on a rough function: steps stay short for long, and a loss that falls slowly still falls far."""
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(150, 2, generator=generator, dtype=torch.float64)
+    Y = torch.sin(25 * X[:, :1]) * torch.sign(X[:, 1:] - 0.5)
+    ones = torch.ones(2, dtype=torch.float64)
+    network = MLP((20,), 100 * ones, ones[:1], torch.tensor([50.0, 1.0]).double())
+    start = torch.randn(1, network.num_params, generator=generator, dtype=torch.float64)
+    problem = (network, X, Y.unsqueeze(0), torch.full_like(Y, 1e-3), torch.zeros_like(start), start)
+    stopped, patient = (gauss_newton(*problem, GaussNewtonSettings(150, tolerance)) for tolerance in (1e-3, 0.0))
+    assert float(stopped.loss) < 1.02 * float(patient.loss)
