@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from botorch.models.transforms.input import Normalize
 from botorch.models.transforms.outcome import Standardize
 from torch import Tensor
+
+_CONSTANT = 1e-12
+"""Spreads below this share of the values are rounding."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Inputs to the unit cube, outcomes to zero mean and unit standard deviation, all in float64.
+    """Inputs to the unit cube (about it, without bounds), outcomes to zero mean and unit standard deviation, all in float64.
 
     Attributes:
         x_offset: ``d``.
@@ -36,20 +39,17 @@ class Scaling:
 
     @classmethod
     def learn(cls, X: Tensor, Y: Tensor, bounds: Tensor | None, output_dim: int | None = None) -> Scaling:
-        """By BoTorch's ``Normalize`` and ``Standardize``; constant columns keep the scale 1.
+        """By the bounds or the spread of the data, and BoTorch's ``Standardize``; constant columns keep the scale 1.
 
         Args:
             X: ``n x d`` in float64.
             Y: ``n x m`` in float64.
-            bounds: ``2 x d`` or ``None`` to take the range of the data.
+            bounds: ``2 x d``; ``None``: columns get the mean and the standard deviation of uniform ones in the unit cube. (By
+                their range a few far rows of a skewed column would press all others into a corner, where a network tells
+                them apart with enormous weights only.)
             output_dim: Outcomes stay as they are (labels, counts), for so many outputs; ``None``: standardized.
         """
-        normalize = Normalize(d=X.shape[-1], bounds=None if bounds is None else bounds.to(X))
-        if bounds is None:
-            normalize.train()
-            normalize(X)
-        offset = normalize.offset.reshape(-1).detach().clone().to(X)
-        scale = normalize.coefficient.reshape(-1).detach().clone().to(X)
+        offset, scale = _from_spread(X) if bounds is None else _from_bounds(bounds.to(X))
         if output_dim is not None:
             zeros = X.new_zeros(output_dim)
             return cls(offset, scale, zeros, zeros + 1.0)
@@ -76,3 +76,9 @@ class Scaling:
 def _from_bounds(bounds: Tensor) -> tuple[Tensor, Tensor]:
     width = bounds[1] - bounds[0]
     return bounds[0].clone(), torch.where(width > 0, width, torch.ones_like(width))
+
+
+def _from_spread(X: Tensor) -> tuple[Tensor, Tensor]:
+    scale = math.sqrt(12.0) * X.std(0, correction=0)
+    scale = torch.where(scale > _CONSTANT * X.abs().amax(0), scale, torch.ones_like(scale))
+    return X.mean(0) - 0.5 * scale, scale
