@@ -28,17 +28,29 @@ from seqbdl.loops import BanditLoop, run
 RESULTS = Path(__file__).parent / "results"
 DELTAS = (0.5, 0.7, 0.9, 0.95, 0.99)
 COLUMNS = ("method", "delta", "seed", "contexts", "percent", "seconds")
+RANGE = [[0.0], [50.0]]  # of rewards
+TOLD = {"outcome_bounds": RANGE, "noise": 1.0}
+TOLD_HEADS = {"prior_precision": 25.0**-2, "a0": 1e6, "b0": 1e6}  # the same knowledge, in the words of exact heads
+STREAM = {"refit_every": None, "memory": 0}  # the posterior becomes the prior, reward by reward; no row is kept
+TANGENTS = {"network": (48,), "linearize": "start", "scales": {}, **TOLD}
+FEATURES = {"network": (64,), "num_networks": 2, "scales": {}, **TOLD}
 METHODS: dict[str, dict[str, Any]] = {
     "uniform": {"surrogate": "linear", "policy": "uniform"},
     "linear": {"surrogate": "linear"},
     "neural-linear": {"surrogate": "neural-linear"},
+    "linear, told": {"surrogate": "linear", "surrogate_options": TOLD_HEADS},
+    "neural-linear, told": {"surrogate": "neural-linear", "surrogate_options": TOLD_HEADS},
     "neural-linear, 100 rows per arm": {"surrogate": "neural-linear", "memory": 100},
-    "bayesian-last-layer": {"surrogate": "bayesian-last-layer", "refit_every": 1.5},
-    "last-layer-laplace": {"surrogate": "last-layer-laplace", "refit_every": 1.5},
-    "vbll": {"surrogate": "vbll", "refit_every": 1.5},
-    "lofi": {"surrogate": "lofi", "refit_every": None},
-    "ekf": {"surrogate": "ekf", "refit_every": None, "surrogate_options": {"network": (16, 16)}},
-    "ensemble": {"surrogate": "ensemble", "refit_every": 1.5, "absorb_every": 20},
+    "ekf": {"surrogate": "ekf", **STREAM, "surrogate_options": TANGENTS},
+    "lofi": {"surrogate": "lofi", **STREAM, "surrogate_options": {**TANGENTS, "num_branches": 1, "rank": 64}},
+    "vbll": {"surrogate": "vbll", **STREAM, "surrogate_options": {**FEATURES, "steps": 0}},
+    "last-layer-laplace": {
+        "surrogate": "last-layer-laplace",
+        **STREAM,
+        "surrogate_options": {**FEATURES, "adaptation": 0.0, "prior_precision": 1.0},
+    },
+    "ensemble": {"surrogate": "ensemble", **STREAM, "absorb_every": 20, "surrogate_options": {"scales": {}, **TOLD}},
+    "ekf, untold": {"surrogate": "ekf", **STREAM, "surrogate_options": {"network": (48,), "linearize": "start"}},
 }
 
 

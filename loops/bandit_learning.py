@@ -173,7 +173,7 @@ def build_learner(
                 f"the surrogate has {surrogate.input_dim} inputs; arms={space.encoding!r} makes {space.input_dim}, 1 output"
             )
         return Learner(SharedModel(surrogate), surrogate.name, refit_every, absorb_every, memory, space.num_arms)
-    settings = {"bounds": space.bounds(bounds), **options}
+    settings = {"bounds": space.bounds(bounds), "keep_data": False, **options}  # what refits need, the learner keeps
 
     def make(arm: int) -> Surrogate:
         return make_surrogate(surrogate, space.input_dim, 1, likelihood, seed=seed + arm, **settings)

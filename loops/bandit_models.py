@@ -51,8 +51,7 @@ class SharedModel:
 
     def draws(self, X: Tensor, arms: list[int], n: int, generator: torch.Generator) -> Tensor:
         """``n x k``."""
-        with torch.no_grad():
-            return self.surrogate.sample_functions(n, generator)(X)[..., 0]
+        return self.surrogate.sample_values(X, n, generator)[..., 0]
 
     def mean(self, X: Tensor, arms: list[int]) -> Tensor:
         """``k``."""
@@ -87,11 +86,9 @@ class SeparateModel:
 
     def draws(self, X: Tensor, arms: list[int], n: int, generator: torch.Generator) -> Tensor:
         """``n x k``: independent arms, so a joint draw is one draw of each."""
-        with torch.no_grad():
-            columns = [
-                self.surrogates[arm].sample_functions(n, generator)(row.unsqueeze(0))[:, 0, 0]
-                for row, arm in zip(X, arms, strict=True)
-            ]
+        columns = [
+            self.surrogates[arm].sample_values(row.unsqueeze(0), n, generator)[:, 0, 0] for row, arm in zip(X, arms, strict=True)
+        ]
         return torch.stack(columns, -1)
 
     def mean(self, X: Tensor, arms: list[int]) -> Tensor:

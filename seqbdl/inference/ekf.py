@@ -39,6 +39,9 @@ class DenseBelief(Belief):
         half = J @ self.covariance
         return half @ J.T, lambda a: a @ half
 
+    def covariance_of(self, J: Tensor) -> Tensor:
+        return J @ self.covariance @ J.mT  # without the factor that draws of weights need
+
     def learned(self, A: Tensor, mean: Tensor) -> DenseBelief:
         half = A @ self.covariance
         factor = safe_cholesky(half @ A.T + torch.eye(A.shape[0]).to(A))

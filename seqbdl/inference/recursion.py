@@ -91,6 +91,10 @@ class Belief(ABC):
         """One step of time: ``m = c + gamma (m - c)``, ``Sigma = (1 + alpha) (gamma^2 Sigma + q I)``; ``centre: P``, zero by
         default."""
 
+    def covariance_of(self, J: Tensor) -> Tensor:
+        """``J Sigma J^T`` of ``J: batch x k x P``, ``batch x k x k``."""
+        return self.weights.covariance_of(J)
+
     @property
     @abstractmethod
     def weights(self) -> GaussianWeights:

@@ -8,6 +8,7 @@ from seqbdl.networks.module import HeadedNetwork, ModuleNetwork
 from seqbdl.networks.multi_head import MultiHeadMLP
 from seqbdl.networks.network import Network, Tangents, WeightBlock
 from seqbdl.networks.relative import RelativeNetwork
+from seqbdl.networks.tangent import TangentNetwork
 
 __all__ = [
     "AffineNetwork",
@@ -19,6 +20,7 @@ __all__ = [
     "MultiHeadMLP",
     "Network",
     "RelativeNetwork",
+    "TangentNetwork",
     "Tangents",
     "WeightBlock",
     "masked",

@@ -162,8 +162,8 @@ class JointGaussian:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """``n x batch x q x m`` draws, of the covariance with the least jitter that lets it be factorized."""
         factor = safe_cholesky(self.covariance)
-        batch = torch.broadcast_shapes(self.mean.shape[:-2], self.covariance.shape[:-3])
-        white = torch.randn(n, *batch, *factor.shape[-3:-1], 1, generator=generator, dtype=torch.float64).to(factor)
+        shape = torch.broadcast_tensors(self._group(self.mean), factor[..., 0])[0].shape
+        white = torch.randn(n, *shape, 1, generator=generator, dtype=torch.float64).to(factor)
         return self.mean + self._ungroup((factor @ white).squeeze(-1), self.num_points)
 
     def to_posterior(self, dtype: torch.dtype) -> GPyTorchPosterior:

@@ -36,8 +36,15 @@ class Surrogate(SurrogateState):
         input_dim: ``d``, columns of ``X``.
         output_dim: ``m``: columns of ``Y``; of the categorical likelihood the number of classes, ``Y`` has one column.
         likelihood: ``"gaussian"``, or another of :attr:`likelihoods`.
-        bounds: ``2 x d`` lower and upper bounds that map inputs to the unit cube; ``None``: the range of the data.
+        bounds: ``2 x d`` lower and upper bounds that map inputs to the unit cube; ``None``: by the mean and the standard
+            deviation of the data, to those of the uniform distribution on it.
+        outcome_bounds: ``2 x m`` lower and upper bounds of outcomes: their middle becomes 0 inside and half their width 1;
+            ``None``: by the mean and the standard deviation of the data. A stream's first rows may not show how far later ones
+            reach.
         noise: Known variance of the observation noise, in squared units of ``Y``; ``None``: learned.
+        keep_data: Whether the rows stay at hand beside the posterior, for acquisition functions that read ``train_inputs``, and for
+            tempering by a new fit; ``False``: only their number, so that of methods whose posterior holds no rows (filters,
+            heads on fixed features) memory does not grow.
         seed: Seeds the surrogate's own generator. The global generator is never used.
         training_data: ``X``, ``Y`` and ``Yvar`` (or ``None``) for :meth:`fit_training_data`; BoTorch and Ax construct a
             model with its data and fit it afterwards.
@@ -66,6 +73,8 @@ class Surrogate(SurrogateState):
         bounds: Tensor | None = None,
         noise: float | None = None,
         seed: int = 0,
+        outcome_bounds: Tensor | None = None,
+        keep_data: bool = True,
         training_data: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> None:
         super().__init__()
@@ -84,6 +93,14 @@ class Surrogate(SurrogateState):
             bounds = torch.as_tensor(bounds, dtype=torch.float64)
             if bounds.shape != (2, input_dim) or not bool((bounds[1] > bounds[0]).all()):
                 raise InvalidOptionError("bounds must be 2 x input_dim with every lower bound below its upper bound")
+        if outcome_bounds is not None:
+            outcome_bounds = torch.as_tensor(outcome_bounds, dtype=torch.float64)
+            if not self._lik.has_noise:
+                raise InvalidOptionError(
+                    f"outcome_bounds: outcomes of the {likelihood} likelihood are not scaled; leave them out"
+                )
+            if outcome_bounds.shape != (2, output_dim) or not bool((outcome_bounds[1] > outcome_bounds[0]).all()):
+                raise InvalidOptionError("outcome_bounds must be 2 x output_dim with every lower bound below its upper bound")
         self.input_dim = input_dim
         self.output_dim = output_dim
         self.num_latents = self._lik.num_latents(output_dim)
@@ -91,8 +108,11 @@ class Surrogate(SurrogateState):
         self.fixed_noise = noise
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+        self.keep_data = keep_data
         self._bounds = bounds
-        self._scaling = Scaling.identity(input_dim, output_dim, bounds)
+        self._outcome_bounds = outcome_bounds
+        self._scaling = Scaling.identity(input_dim, output_dim, bounds, outcome_bounds)
+        self._num_rows = 0
         self._X: Tensor | None = None
         self._Y: Tensor | None = None
         self._Yvar: Tensor | None = None
@@ -121,14 +141,20 @@ class Surrogate(SurrogateState):
         self._require_whole("fit")
         X, Y, Yvar = self._check_data(X, Y, Yvar)
         X, Y = X.detach(), Y.detach()
-        bounds = None if self._bounds is None else self._bounds.to(X.device)
         as_they_are = None if self._lik.has_noise else self.output_dim
-        self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), bounds, as_they_are)
-        self._X, self._Y, self._Yvar = X, Y, None if Yvar is None else Yvar.detach()
+        self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), self._bounds, as_they_are, self._outcome_bounds)
+        self._X, self._Y, self._Yvar, self._num_rows = X, Y, None if Yvar is None else Yvar.detach(), X.shape[0]
         with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
             self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
         self._settle()
+        self._drop_rows()
         return self
+
+    def _drop_rows(self) -> None:
+        """Where rows are not kept: empty tensors in their place, which tell types, and that there was a fit."""
+        if not self.keep_data and self._X is not None and self._Y is not None:
+            self._X, self._Y = self._X[:0].clone(), self._Y[:0].clone()
+            self._Yvar = None if self._Yvar is None else self._Yvar[:0].clone()
 
     def update(self, X: Tensor, Y: Tensor, Yvar: Tensor | None = None) -> Self:
         """The posterior becomes the prior: absorb new data, in time that does not grow with the old.
@@ -151,6 +177,8 @@ class Surrogate(SurrogateState):
             old = self._known_variances(self._Yvar, self._Y)
             self._Yvar = torch.cat([old, self._known_variances(Yvar, Y).to(old)])
         self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
+        self._num_rows += X.shape[0]
+        self._drop_rows()
         return self
 
     def _check_data(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -286,6 +314,28 @@ class Surrogate(SurrogateState):
 
         return FunctionDraws(evaluate, n, self.num_outputs)
 
+    def sample_values(self, X: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Values of ``n`` function draws at these points alone, without gradients: in law ``sample_functions(n)(X)``, and cheaper
+        where the joint posterior of a few points costs less than a whole function.
+
+        Args:
+            X: ``q x d``.
+            n: How many.
+            generator: Where randomness comes from; the surrogate's own generator by default.
+
+        Returns:
+            ``n x q x m``, in the units of ``Y``.
+        """
+        if n < 1:
+            raise InvalidOptionError(f"n={n}; draw at least once")
+        X = check_inputs("X", X, self.input_dim)
+        if X.dim() != 2:
+            raise ShapeError(f"X has shape {tuple(X.shape)}; draws are joint over the rows of q x {self.input_dim}")
+        with torch.no_grad():
+            inner = self._draw_at(self._scaling.inputs(X), n, self.generator if generator is None else generator)
+        values = self._scaling.y_mean + self._scaling.y_std * inner[..., : self.output_dim]
+        return (values if self._output_indices is None else values[..., self._output_indices]).to(X.dtype)
+
     def log_probs(self, X: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Class log-probabilities under ``n`` function draws: what scores of joint predictions need.
 
@@ -315,7 +365,7 @@ class Surrogate(SurrogateState):
         inner = self._log_evidence()
         if inner is None or self._Y is None:
             return None
-        return float(inner - self._Y.shape[0] * self._scaling.y_std.log().sum())
+        return float(inner - self._num_rows * self._scaling.y_std.log().sum())
 
     # ------------------------------------------------------------------ BoTorch's conventions
 
@@ -334,8 +384,13 @@ class Surrogate(SurrogateState):
         return torch.Size([])
 
     @property
+    def num_rows(self) -> int:
+        """How many rows the posterior has learned since its prior, at hand or not."""
+        return self._num_rows
+
+    @property
     def train_inputs(self) -> tuple[Tensor] | None:
-        """``(n x d,)`` in the user's units, or ``None`` before any data."""
+        """``(n x d,)`` in the user's units, or ``None`` before any data; empty where ``keep_data=False``."""
         return None if self._X is None else (self._X,)
 
     @property
@@ -454,6 +509,10 @@ class Surrogate(SurrogateState):
     @abstractmethod
     def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
         """``n`` inner functions: ``X: batch x q x d -> n x batch x q x l``."""
+
+    def _draw_at(self, X: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Values of :meth:`_draw` at inner ``X: q x d``, ``n x batch x q x l``."""
+        return self._draw(n, generator)(X)
 
     @abstractmethod
     def _latent_samples(self, X: Tensor) -> tuple[Tensor, Tensor]:

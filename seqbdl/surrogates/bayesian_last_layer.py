@@ -159,6 +159,9 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
 
         return evaluate
 
+    def _draw_at(self, X: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        return self._draw(n, generator)(X)  # of the Student-t process, not of the Gaussian with its moments
+
     def _noise(self) -> Tensor:
         return self._head.noise
 

@@ -27,6 +27,7 @@ from seqbdl.posteriors.mean_field import MeanField
 from seqbdl.posteriors.operators import LowRank
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import _KNOWN, _SHAPE, BayesianLastLayerSurrogate
+from seqbdl.surrogates.continual import ContinualSurrogate
 from seqbdl.surrogates.filter import FilterSurrogate
 from seqbdl.surrogates.fsvi import FSVISurrogate
 from seqbdl.surrogates.inducing import InducingSurrogate
@@ -76,7 +77,7 @@ def prior_from(
     twin._settle()
     assert twin._X is not None
     assert twin._Y is not None
-    twin._X, twin._Y, twin._Yvar = twin._X[:0], twin._Y[:0], None
+    twin._X, twin._Y, twin._Yvar, twin._num_rows = twin._X[:0], twin._Y[:0], None, 0
     return twin
 
 
@@ -101,6 +102,12 @@ def _(twin: VariationalSurrogate, temper: float, inflate: float) -> None:
     twin._q = temper_mean_field(twin._q, twin._prior_components(), temper, inflate)
     twin._elbo = None
     twin._z, twin._log_weights = twin._particles()
+
+
+@_temper.register
+def _(twin: ContinualSurrogate, temper: float, inflate: float) -> None:
+    twin._carried = twin.method.tempered(twin._carried, temper, inflate)
+    twin._z = twin._draw_members()
 
 
 @_temper.register

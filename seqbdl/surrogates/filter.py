@@ -14,7 +14,7 @@ from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.observations import Labels
 from seqbdl.inference.recursion import Belief, FilterSettings, Linearize, absorb, settle
 from seqbdl.likelihoods import LIKELIHOODS
-from seqbdl.networks import Network, RelativeNetwork
+from seqbdl.networks import Network, RelativeNetwork, TangentNetwork
 from seqbdl.posteriors.joint_gaussian import JointGaussian
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
@@ -42,6 +42,9 @@ class FilterSurrogate(GaussianSurrogate):
         num_branches: Networks of these widths side by side. A module has one.
         activation: Of the widths form.
         scales: Known variances of the network's layers; ``None``: by the evidence.
+        linearize: Where: ``"mean"``, at the mean, anew with every block; or ``"start"``, at the random start, once and for all:
+            the recursion is then exact (of ``lofi`` up to its rank), rows may come in any order, and a far outlier does no
+            harm, but the network's features do not learn.
         initial_covariance: Prior variance of the whitened weights.
         forgetting: Before every block of an update, deviations from the prior mean shrink by this factor.
         process_noise: And so much variance is added to every weight; ``None``: ``(1 - forgetting^2) initial_covariance``, under
@@ -67,6 +70,7 @@ class FilterSurrogate(GaussianSurrogate):
         num_branches: int = 1,
         activation: str = "erf",
         scales: ScaleSpec | None = None,
+        linearize: str = "mean",
         initial_covariance: float = 1.0,
         forgetting: float = 1.0,
         process_noise: float | None = None,
@@ -93,7 +97,11 @@ class FilterSurrogate(GaussianSurrogate):
             raise InvalidOptionError(
                 f"running_noise=True estimates the noise that noise={self.fixed_noise} fixes; give one of them"
             )
-        self.num_branches = num_branches
+        if linearize not in ("mean", "start"):
+            raise InvalidOptionError(f'linearize={linearize!r} is neither "mean" nor "start"')
+        if linearize == "start":
+            iterations, halvings = 1, 0  # steps of a linear model end where they should
+        self.num_branches, self.linearize = num_branches, linearize
         self.initial_covariance = initial_covariance
         added = (1.0 - forgetting**2) * initial_covariance if process_noise is None else process_noise
         self.filter_settings = FilterSettings(forgetting, added, inflation, iterations, halvings)
@@ -124,7 +132,8 @@ class FilterSurrogate(GaussianSurrogate):
         """Restore :meth:`_belief_tree`."""
 
     def _build(self) -> Network:
-        return RelativeNetwork(self._builder.build(self._prior, self.num_branches), self._start)
+        kind = RelativeNetwork if self.linearize == "mean" else TangentNetwork
+        return kind(self._builder.build(self._prior, self.num_branches), self._start)
 
     def _linearize(self, X: Tensor) -> Linearize:
         def at(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +223,7 @@ class FilterSurrogate(GaussianSurrogate):
 
     def _joint(self, X: Tensor) -> JointGaussian:
         mean, J = self._jacobian(X)
-        return JointGaussian(mean, self._belief.weights.covariance_of(J).unsqueeze(-3))
+        return JointGaussian(mean, self._belief.covariance_of(J).unsqueeze(-3))
 
     def _draw_base(self, n: int, generator: torch.Generator) -> Evaluate:
         network, belief = self._network, self._belief

@@ -16,6 +16,7 @@ from seqbdl.posteriors.mode import mode_given
 from seqbdl.surrogates.base import Evaluate, Surrogate
 
 _SAMPLES = 256  # latent samples behind predictions of labels and counts
+_FEW = 64  # points whose joint covariance costs less than a function draw
 
 
 class GaussianSurrogate(Surrogate):
@@ -130,6 +131,11 @@ class GaussianSurrogate(Surrogate):
             full = torch.cat([self._extra_root.expand(*outer, -1, -1, -1), full.expand(*outer, -1, -1, -1)], -3)
         twin._extra, twin._extra_root = (X, seen, ones), full
         return twin
+
+    def _draw_at(self, X: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        if self._extra is not None or X.shape[-2] > _FEW:
+            return self._draw(n, generator)(X)
+        return self._joint(X).sample(n, generator)
 
     def _draw(self, n: int, generator: torch.Generator) -> Evaluate:
         base = self._draw_base(n, generator)

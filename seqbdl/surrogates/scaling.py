@@ -30,15 +30,17 @@ class Scaling:
     y_std: Tensor
 
     @classmethod
-    def identity(cls, input_dim: int, output_dim: int, bounds: Tensor | None, device: torch.device | None = None) -> Scaling:
-        """Before any data: inputs by the bounds when they are known, outcomes as they are."""
-        zeros = torch.zeros(input_dim, dtype=torch.float64, device=device)
+    def identity(cls, input_dim: int, output_dim: int, bounds: Tensor | None, outcome_bounds: Tensor | None = None) -> Scaling:
+        """Before any data: by the bounds where they are known, and as they are."""
+        zeros = torch.zeros(input_dim, dtype=torch.float64)
         offset, scale = (zeros, zeros + 1.0) if bounds is None else _from_bounds(bounds.to(zeros))
-        y = torch.zeros(output_dim, dtype=torch.float64, device=device)
-        return cls(offset, scale, y, y + 1.0)
+        y = torch.zeros(output_dim, dtype=torch.float64)
+        return cls(offset, scale, *((y, y + 1.0) if outcome_bounds is None else _from_range(outcome_bounds)))
 
     @classmethod
-    def learn(cls, X: Tensor, Y: Tensor, bounds: Tensor | None, output_dim: int | None = None) -> Scaling:
+    def learn(
+        cls, X: Tensor, Y: Tensor, bounds: Tensor | None, output_dim: int | None = None, outcome_bounds: Tensor | None = None
+    ) -> Scaling:
         """By the bounds or the spread of the data, and BoTorch's ``Standardize``; constant columns keep the scale 1.
 
         Args:
@@ -48,11 +50,14 @@ class Scaling:
                 their range a few far rows of a skewed column would press all others into a corner, where a network tells
                 them apart with enormous weights only.)
             output_dim: Outcomes stay as they are (labels, counts), for so many outputs; ``None``: standardized.
+            outcome_bounds: ``2 x m`` that set location and scale of outcomes instead of the data.
         """
         offset, scale = _from_spread(X) if bounds is None else _from_bounds(bounds.to(X))
         if output_dim is not None:
             zeros = X.new_zeros(output_dim)
             return cls(offset, scale, zeros, zeros + 1.0)
+        if outcome_bounds is not None:
+            return cls(offset, scale, *_from_range(outcome_bounds.to(X)))
         standardize = Standardize(m=Y.shape[-1])
         standardize.train()
         standardize(Y)
@@ -82,3 +87,7 @@ def _from_spread(X: Tensor) -> tuple[Tensor, Tensor]:
     scale = math.sqrt(12.0) * X.std(0, correction=0)
     scale = torch.where(scale > _CONSTANT * X.abs().amax(0), scale, torch.ones_like(scale))
     return X.mean(0) - 0.5 * scale, scale
+
+
+def _from_range(outcome_bounds: Tensor) -> tuple[Tensor, Tensor]:
+    return outcome_bounds.mean(0), 0.5 * (outcome_bounds[1] - outcome_bounds[0])

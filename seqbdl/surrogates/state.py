@@ -28,6 +28,7 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
     _X: Tensor | None
     _Y: Tensor | None
     _Yvar: Tensor | None
+    _num_rows: int
     _output_indices: list[int] | None
     _training_data: tuple[Tensor, Tensor, Tensor | None] | None
     _config: dict[str, Any]
@@ -78,6 +79,7 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
             "X": self._X,
             "Y": self._Y,
             "Yvar": self._Yvar,
+            "num_rows": self._num_rows,
             "method": self._get_state(),
         }
 
@@ -92,7 +94,7 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
                 raise StateError(f"the state has {key}={state.get(key)!r}, this surrogate has {own!r}")
         self.generator = restore_generator(state["generator"])
         self._scaling = Scaling(**state["scaling"])
-        self._X, self._Y, self._Yvar = state["X"], state["Y"], state["Yvar"]
+        self._X, self._Y, self._Yvar, self._num_rows = state["X"], state["Y"], state["Yvar"], int(state["num_rows"])
         self._set_state(state["method"])
         return self
 
