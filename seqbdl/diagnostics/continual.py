@@ -18,6 +18,7 @@ from seqbdl._checks import check_inputs, check_tensor
 from seqbdl.errors import InvalidDataError, InvalidOptionError, ShapeError
 from seqbdl.posteriors import ParticlePosterior
 from seqbdl.surrogates import Surrogate
+from seqbdl.surrogates.particle import ParticleSurrogate
 
 Array = NDArray[np.float64]
 _DRAWS = 256  # functions behind scores of counts and of joint labels
@@ -118,8 +119,8 @@ def recovery_time(losses: ArrayLike, change: int, window: int = 50, tolerance: f
 
 def log_predictive(surrogate: Surrogate, X: Tensor, Y: Tensor) -> Tensor:
     """``log p(Y | X, what the surrogate knows)``: the JOINT log density (or probability) of all rows, a scalar, exact for
-    Gaussian posteriors and for mixtures of particles under Gaussian noise; of one label exact up to how the surrogate
-    averages its probabilities; of several labels, and of counts, over 256 function draws.
+    mixtures of particles, and for Gaussian posteriors under Gaussian noise; of one label exact up to how the surrogate
+    averages its probabilities; of several labels, and of counts, Gaussian posteriors are averaged over 256 function draws.
 
     Args:
         surrogate: Any.
@@ -127,15 +128,9 @@ def log_predictive(surrogate: Surrogate, X: Tensor, Y: Tensor) -> Tensor:
         Y: ``n x m``, ``n x 1`` class indices, or counts.
     """
     X, Y = check_inputs("X", X, surrogate.input_dim), check_tensor("Y", Y)
-    kind = surrogate._lik.name
     with torch.no_grad():
-        if kind == "categorical" or (kind == "bernoulli" and Y.shape[-1] == 1):
-            return _log_prob_of_labels(surrogate, X, Y)
-        if kind in ("bernoulli", "poisson"):
-            generator = torch.Generator().manual_seed(surrogate.seed)
-            f = surrogate.sample_functions(_DRAWS, generator)(X).double()
-            terms = surrogate._lik.log_prob(f, Y.double(), f.new_ones(Y.shape))
-            return torch.logsumexp(terms.sum(-1), 0) - float(np.log(_DRAWS))
+        if not surrogate._lik.has_noise:
+            return _log_prob_without_noise(surrogate, X, Y)
         posterior: Any = surrogate.posterior(X, observation_noise=True)
         if isinstance(posterior, ParticlePosterior):
             assert posterior.noise is not None
@@ -146,15 +141,20 @@ def log_predictive(surrogate: Surrogate, X: Tensor, Y: Tensor) -> Tensor:
         return cast(Tensor, distribution.log_prob(target.to(distribution.mean)).double())
 
 
-def _log_prob_of_labels(surrogate: Surrogate, X: Tensor, Y: Tensor) -> Tensor:
-    if X.shape[0] == 1:
+def _log_prob_without_noise(surrogate: Surrogate, X: Tensor, Y: Tensor) -> Tensor:
+    """Of labels and counts."""
+    if isinstance(surrogate, ParticleSurrogate):
+        posterior: Any = surrogate.posterior(X)
+        f, weights = posterior.values.double(), posterior.weights.double()
+    elif surrogate._lik.is_discrete and X.shape[0] == 1 and Y.shape[-1] == 1:
         probs = surrogate.predict(X).probs
         assert probs is not None
         return probs.double()[0, Y.long().reshape(1)].squeeze(0).log()
-    generator = torch.Generator().manual_seed(surrogate.seed)
-    draws = surrogate.log_probs(X, _DRAWS, generator).double()  # T x n x C
-    picked = draws.gather(-1, Y.long().expand(_DRAWS, -1, -1)).squeeze(-1)
-    return torch.logsumexp(picked.sum(-1), 0) - float(np.log(_DRAWS))
+    else:
+        f = surrogate.sample_functions(_DRAWS, torch.Generator().manual_seed(surrogate.seed))(X).double()
+        weights = f.new_full((_DRAWS,), 1.0 / _DRAWS)
+    terms = surrogate._lik.log_prob(f, Y.double(), f.new_ones(surrogate.output_dim))
+    return torch.logsumexp(terms.sum(-1) + weights.log(), 0)
 
 
 def _matrix(R: ArrayLike, least: int = 1) -> Array:

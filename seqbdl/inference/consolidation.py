@@ -1,24 +1,19 @@
-"""Quadratic penalties that hold weights where old tasks need them: elastic weight consolidation and synaptic intelligence.
+"""What the quadratic penalties that hold weights where old tasks need them are made of.
 
-Both add ``1/2 sum_i c_i (z_i - z*_i)^2`` to the sum over the data of minus the log likelihood. For EWC (Kirkpatrick et al. 2017)
-``c = lambda F`` with ``F`` the diagonal of the Fisher information SUMMED over the old data (papers that average losses and ``F``
-over rows mean the same lambda where tasks have equally many rows); ``lambda = 1`` is Bayes' rule under a diagonal
-Laplace approximation. For SI (Zenke et al. 2017) ``c = 2 c' Omega`` with their ``c'``. As priors of the next fit they are
-:func:`penalty_prior`.
+:mod:`seqbdl.inference.ewc` takes the diagonal of the Fisher information, SUMMED over the old data, as importances of weights,
+:mod:`seqbdl.inference.synaptic_intelligence` path integrals of the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from seqbdl.errors import InvalidOptionError, ShapeError
+from seqbdl.errors import InvalidOptionError
 from seqbdl.likelihoods import Likelihood
 from seqbdl.networks import Network
-from seqbdl.posteriors.mean_field import MeanField, MeanFieldPrior
+from seqbdl.posteriors.gaussian_weights import GaussianWeights
+from seqbdl.posteriors.operators import Diagonal
 
 FISHERS = ("all", "sample", "pred", "true")
 _ENTRIES = 4_000_000  # of a linearized block of rows: 32 MB
@@ -80,51 +75,40 @@ def fisher_diagonal(
     return total
 
 
-def online_fisher(old: Tensor, new: Tensor, decay: float = 1.0) -> Tensor:
-    """``gamma F_old + F_new``: one anchor for all tasks (Schwarz et al. 2018).
+class PathIntegral:
+    """How much every weight lowered a loss on the way, ``-sum_t g_t dz_t``; with gradients of mini-batches, and with steps that
+    are not small, approximately so.
 
     Args:
-        old: ``P``.
-        new: ``P``.
-        decay: ``gamma``, in [0, 1].
+        start: ``P``.
     """
-    if not 0.0 <= decay <= 1.0:
-        raise InvalidOptionError(f"decay={decay} must be in [0, 1]")
-    return decay * old + new
+
+    def __init__(self, start: Tensor) -> None:
+        self._start, self._here, self._gradient = start, start, torch.zeros_like(start)
+        self._lowered = torch.zeros_like(start)
+
+    def at(self, z: Tensor, gradient: Tensor) -> None:
+        """The path reached ``z: P``, where the loss has this gradient; of the end of a path the gradient is not used."""
+        self._lowered = self._lowered - self._gradient * (z - self._here)
+        self._here, self._gradient = z, gradient
+
+    def importance(self, xi: float = 0.1) -> Tensor:
+        """Synaptic intelligence's ``Omega`` of one task, ``max(0, lowered) / ((z_end - z_start)^2 + xi)``, ``P``.
+
+        Args:
+            xi: Damping, positive.
+        """
+        if not xi > 0:
+            raise InvalidOptionError(f"xi={xi} must be positive")
+        return self._lowered.clamp_min(0.0) / ((self._here - self._start).square() + xi)
 
 
-def path_importance(path: Iterable[tuple[Tensor, Tensor]], xi: float = 0.1) -> Tensor:
-    """Synaptic intelligence's ``Omega`` of one task: ``max(0, sum_t -g_t dz_t) / ((z_end - z_start)^2 + xi)``, ``P``.
-
-    The sum is how much every weight lowered the loss on the way; with gradients of mini-batches, and with steps that are not
-    small, approximately so.
+def held_by(penalty: GaussianWeights, strength: float) -> GaussianWeights:
+    """The Gaussian in proportion to ``exp(-1/2 |z|^2 - c/2 sum_i F_i (z_i - a_i)^2)``: the first prior and a penalty as one.
 
     Args:
-        path: The weights ``P`` and the gradient of the loss there, at every step, the end included.
-        xi: Damping, positive.
+        penalty: ``a``, and ``F`` as a diagonal precision; not negative.
+        strength: ``c``.
     """
-    if not xi > 0:
-        raise InvalidOptionError(f"xi={xi} must be positive")
-    points = list(path)
-    if len(points) < 2:
-        raise ShapeError(f"a path of {len(points)} points has no steps; give the start and the end at least")
-    lowered = torch.zeros_like(points[0][0])
-    for (here, gradient), (there, _) in pairwise(points):
-        lowered = lowered - gradient * (there - here)
-    return lowered.clamp_min(0.0) / ((points[-1][0] - points[0][0]).square() + xi)
-
-
-def penalty_prior(anchor: Tensor, importance: Tensor, strength: float, precision: float = 1.0) -> MeanFieldPrior:
-    """``1/2 sum_i (strength c_i + precision) (z_i - z*_i)^2`` as a prior, for :class:`seqbdl.inference.log_joint.LogJoint`.
-
-    Args:
-        anchor: ``P``, ``z*``.
-        importance: ``P``, ``F``, or ``2 Omega``; not negative.
-        strength: ``lambda``, or SI's ``c'``.
-        precision: Of all weights beside it, positive: weights that no task needs are otherwise not held at all.
-    """
-    if anchor.shape != importance.shape or anchor.dim() != 1:
-        raise ShapeError(f"anchor is {tuple(anchor.shape)} and importance {tuple(importance.shape)}; both are P numbers")
-    if not strength >= 0 or not precision > 0 or bool((importance < 0).any()):
-        raise InvalidOptionError(f"strength={strength}, precision={precision}: neither they nor importances may be negative")
-    return MeanFieldPrior(MeanField(anchor.unsqueeze(0), (strength * importance + precision).rsqrt().unsqueeze(0)))
+    importance = strength * penalty.precision.diagonal
+    return GaussianWeights(importance * penalty.mean / (1.0 + importance), Diagonal(1.0 + importance))

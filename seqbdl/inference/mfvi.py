@@ -12,6 +12,7 @@ the exact posterior precision's diagonal entry as variance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ from seqbdl.posteriors.mean_field import MeanField, MeanFieldPrior, antithetic_n
 from seqbdl.priors import GaussianPrior, Prior
 
 ESTIMATORS = ("local", "flipout", "weights")
+Divergence = Callable[[MeanField], Tensor]
+"""Of ``K`` components from what holds them, ``K``."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,13 @@ class MFVISettings:
             raise InvalidOptionError(f"estimator={self.estimator!r} must be one of {', '.join(ESTIMATORS)}")
 
 
-def mfvi(joint: LogJoint, start: MeanField, generator: torch.Generator, settings: MFVISettings = MFVISettings()) -> MeanField:
+def mfvi(
+    joint: LogJoint,
+    start: MeanField,
+    generator: torch.Generator,
+    settings: MFVISettings = MFVISettings(),
+    divergence: Divergence | None = None,
+) -> MeanField:
     """Maximize the bound of every component by Adam.
 
     Args:
@@ -65,6 +74,7 @@ def mfvi(joint: LogJoint, start: MeanField, generator: torch.Generator, settings
         start: ``K`` components.
         generator: Of the noise and of the order of rows.
         settings: Steps, rates and the estimator.
+        divergence: In place of that from the prior.
 
     Raises:
         InvalidOptionError: The estimator needs a multilayer perceptron.
@@ -80,7 +90,9 @@ def mfvi(joint: LogJoint, start: MeanField, generator: torch.Generator, settings
 
     def loss(theta: Tensor, rows: Tensor | None) -> Tensor:
         q = unpack(theta)
-        fit = _expected_log_likelihood(joint, q, rows, settings, generator)
+        fit = expected_log_likelihood(joint, q, rows, settings.estimator, settings.num_samples, generator)
+        if divergence is not None:
+            return settings.temperature * divergence(q) - fit
         return settings.temperature * _divergence(q, joint.prior, prior, settings.num_samples, generator) - fit
 
     theta = torch.cat([(start.mean - frame.mean) / frame.sd, (start.sd / frame.sd).log()], -1)
@@ -107,18 +119,26 @@ def elbo(joint: LogJoint, q: MeanField, num_samples: int, generator: torch.Gener
         return fit - _divergence(q, joint.prior, gaussian_of(joint.prior, q), num_samples, generator)
 
 
-def _expected_log_likelihood(
-    joint: LogJoint, q: MeanField, rows: Tensor | None, settings: MFVISettings, generator: torch.Generator
+def expected_log_likelihood(
+    joint: LogJoint, q: MeanField, rows: Tensor | None, estimator: str, count: int, generator: torch.Generator
 ) -> Tensor:
-    """``K``, an unbiased estimate."""
-    count = settings.num_samples
-    if settings.estimator == "weights":
+    """``E_q[sum_n log p(y_n | z)]``, ``K``, an unbiased estimate; differentiable.
+
+    Args:
+        joint: Likelihood and data.
+        q: ``K`` components.
+        rows: A mini-batch; ``None``: all.
+        estimator: One of :data:`ESTIMATORS`.
+        count: Noise draws per component.
+        generator: Of the noise.
+    """
+    if estimator == "weights":
         white = antithetic_normals(2 * count * q.num_components, q.num_components, q.num_params, generator, q.mean)
         return joint.log_likelihood(q.draws(white), rows).unflatten(0, (2 * count, -1)).mean(0)
     assert isinstance(joint.network, MLP)
     X, Y, noise, factor = joint.rows(rows)
-    propagate = local_reparameterization if settings.estimator == "local" else flipout
-    f = propagate(joint.network, q.mean.repeat(count, 1), q.sd.repeat(count, 1), X, generator)
+    propagate = local_reparameterization if estimator == "local" else flipout
+    f = propagate(joint.network, q.mean.repeat(count, 1).to(X.dtype), q.sd.repeat(count, 1).to(X.dtype), X, generator)
     log_probs = joint.likelihood.log_prob(f, Y, noise).sum(-1)
     return factor * log_probs.unflatten(0, (count, -1)).mean(0)
 

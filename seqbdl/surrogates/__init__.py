@@ -5,6 +5,7 @@ from seqbdl.surrogates.anchored_ensemble import AnchoredEnsembleSurrogate
 from seqbdl.surrogates.base import Surrogate
 from seqbdl.surrogates.bayesian_last_layer import BayesianLastLayerSurrogate
 from seqbdl.surrogates.carry import prior_from
+from seqbdl.surrogates.continual import ContinualSurrogate
 from seqbdl.surrogates.csghmc import CSGHMCSurrogate
 from seqbdl.surrogates.dkl import DKLSurrogate
 from seqbdl.surrogates.dkm import DKMSurrogate
@@ -75,10 +76,12 @@ for _cls in (
     MCDropoutSurrogate,
     EpinetSurrogate,
     HypermodelSurrogate,
+    ContinualSurrogate,
 ):
     register(_cls)
 
 __all__ = [
+    "ContinualSurrogate",
     "HypermodelSurrogate",
     "EpinetSurrogate",
     "CSGHMCSurrogate",

@@ -1,14 +1,16 @@
-"""Fisher diagonals by every definition against autograd and enumeration; synaptic intelligence on a quadratic; penalties."""
+"""Fisher diagonals by every definition against autograd and enumeration; the path integral on a quadratic; penalties."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from seqbdl.errors import InvalidOptionError, ShapeError
-from seqbdl.inference.consolidation import fisher_diagonal, online_fisher, path_importance, penalty_prior
+from seqbdl.errors import InvalidOptionError
+from seqbdl.inference.consolidation import PathIntegral, fisher_diagonal, held_by
 from seqbdl.inference.curvature import gauss_newton_diagonal
 from seqbdl.likelihoods import get_likelihood
+from seqbdl.posteriors.gaussian_weights import GaussianWeights
+from seqbdl.posteriors.operators import Diagonal
 from seqbdl.surrogates.network_prior import NetworkBuilder
 
 
@@ -58,28 +60,19 @@ def test_every_definition() -> None:
 def test_the_path_integral_is_what_the_loss_lost() -> None:
     """On ``1/2 sum a z^2`` small gradient steps give every weight its own share of the decrease, ``1/2 a (z0^2 - z1^2)``."""
     a, z = torch.tensor([1.0, 4.0, 0.0], dtype=torch.float64), torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    start, path = z, []
+    start, path = z, PathIntegral(z)
     for _ in range(4001):
-        path.append((z, a * z))
-        z = z - 1e-3 * a * z
-    end = path[-1][0]
+        path.at(z, a * z)
+        end, z = z, z - 1e-3 * a * z
     decrease = 0.5 * a * (start.square() - end.square())
     expected = decrease / ((end - start).square() + 0.1)
-    torch.testing.assert_close(path_importance(path), expected, rtol=4e-3, atol=1e-12)  # steps of 1e-3 times a curvature of 4
-    with pytest.raises(ShapeError):
-        path_importance(path[:1])
+    torch.testing.assert_close(path.importance(), expected, rtol=4e-3, atol=1e-12)  # steps of 1e-3 times a curvature of 4
+    with pytest.raises(InvalidOptionError):
+        path.importance(0.0)
 
 
-def test_penalties_are_priors() -> None:
+def test_the_first_prior_and_a_penalty_are_one_gaussian() -> None:
     generator = torch.Generator().manual_seed(0)
     anchor, importance, z = torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    prior = penalty_prior(anchor, importance, 7.0, 0.5)
-    torch.testing.assert_close(-prior.score(z[None])[0], (7.0 * importance + 0.5) * (z - anchor))
-    difference = prior.log_prob(anchor[None]) - prior.log_prob(z[None])
-    torch.testing.assert_close(difference[0], 0.5 * ((7.0 * importance + 0.5) * (z - anchor).square()).sum())
-    torch.testing.assert_close(online_fisher(anchor, importance, 0.5), 0.5 * anchor + importance)
-    for wrong in ({"strength": -1.0}, {"strength": 1.0, "precision": 0.0}):
-        with pytest.raises(InvalidOptionError):
-            penalty_prior(anchor, importance, **wrong)
-    with pytest.raises(ShapeError):
-        penalty_prior(anchor, importance[:2], 1.0)
+    held = held_by(GaussianWeights(anchor, Diagonal(importance)), 7.0)
+    torch.testing.assert_close(-held.score(z[None])[0], z + 7.0 * importance * (z - anchor))

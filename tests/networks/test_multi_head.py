@@ -48,9 +48,7 @@ def test_products_of_the_linearization(branches: int) -> None:
     one, root = network.tangents(z[:1], X), torch.randn(7, 2, 3, dtype=torch.float64)
     expected = (root.transpose(-1, -2) @ J[0]).square().sum((0, 1))
     torch.testing.assert_close(network.row_squares(one, root), expected)
-    torch.testing.assert_close(
-        network.row_squares(one, root[..., 0]), (root[..., 0].unsqueeze(-1) * J[0]).square().sum((0, 1))
-    )
+    torch.testing.assert_close(network.row_squares(one, root[..., 0]), (root[..., 0].unsqueeze(-1) * J[0]).square().sum((0, 1)))
 
 
 def test_batches_single_precision_and_noise_per_datum() -> None:

@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "multiswag": {"network": (16, 16), "num_members": 64, "num_starts": 2, **SHORT_PATH},
     "subspace": {"network": (16, 16), "num_members": 64, "rank": 8, "warmup": 10, "thin": 2, **SHORT_PATH},
     "mc-dropout": {"network": (32, 32), "num_members": 32, "steps": 60, "rate": 0.1},
+    "continual": {"network": (12,)},
     "epinet": {"network": (16, 16), "num_members": 32, "num_branches": 2},
     "hypermodel": {"network": (16, 16), "num_members": 16, "num_branches": 1, "index_dim": 6},
 }
