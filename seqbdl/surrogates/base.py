@@ -38,14 +38,14 @@ class Surrogate(SurrogateState):
         likelihood: ``"gaussian"``, or another of :attr:`likelihoods`.
         bounds: ``2 x d`` lower and upper bounds that map inputs to the unit cube; ``None``: by the mean and the standard
             deviation of the data, to those of the uniform distribution on it.
-        outcome_bounds: ``2 x m`` lower and upper bounds of outcomes: their middle becomes 0 inside and half their width 1;
+        outcome_bounds: ``2 x m`` bounds of outcomes (not hard ones): their middle becomes 0 inside and half their width 1;
             ``None``: by the mean and the standard deviation of the data. A stream's first rows may not show how far later ones
             reach.
         noise: Known variance of the observation noise, in squared units of ``Y``; ``None``: learned.
-        keep_data: Whether the rows stay at hand beside the posterior, for acquisition functions that read ``train_inputs``, and for
-            tempering by a new fit; ``False``: only their number, so that of methods whose posterior holds no rows (filters,
-            heads on fixed features) memory does not grow.
         seed: Seeds the surrogate's own generator. The global generator is never used.
+        keep_data: Whether the rows stay at hand beside the posterior, for acquisition functions that read ``train_inputs`` and
+            for tempering by a new fit; ``False``: only their number. Filters, and heads on fixed features, then are of one
+            size, however many rows come.
         training_data: ``X``, ``Y`` and ``Yvar`` (or ``None``) for :meth:`fit_training_data`; BoTorch and Ax construct a
             model with its data and fit it afterwards.
 
@@ -96,9 +96,7 @@ class Surrogate(SurrogateState):
         if outcome_bounds is not None:
             outcome_bounds = torch.as_tensor(outcome_bounds, dtype=torch.float64)
             if not self._lik.has_noise:
-                raise InvalidOptionError(
-                    f"outcome_bounds: outcomes of the {likelihood} likelihood are not scaled; leave them out"
-                )
+                raise InvalidOptionError(f"outcome_bounds: the {likelihood} likelihood has no scale; leave them out")
             if outcome_bounds.shape != (2, output_dim) or not bool((outcome_bounds[1] > outcome_bounds[0]).all()):
                 raise InvalidOptionError("outcome_bounds must be 2 x output_dim with every lower bound below its upper bound")
         self.input_dim = input_dim

@@ -120,6 +120,29 @@ def test_update_is_the_recursion_and_keeps_no_rows(name: str) -> None:
     assert len(set(sizes[10:])) == 1
 
 
+def test_linearized_at_the_start_any_order_is_the_batch(name: str) -> None:
+    """A network with hidden layers, as a linear model: one block, row by row, and backwards end in one posterior."""
+    X, Y = curved(30)
+    options: dict[str, Any] = {
+        "network": (6, 6),
+        "linearize": "start",
+        "scales": {},
+        "outcome_bounds": torch.tensor([[-1.0], [2.0]]),
+    }
+    batch = make(name, 1, **options).fit(X, Y)
+    forwards = make(name, 1, **options).fit(X[:1], Y[:1]).update(X[1:], Y[1:])
+    backwards = make(name, 1, **options).fit(X[-1:], Y[-1:]).update(X[:-1].flip(0), Y[:-1].flip(0))
+    for other in (forwards, backwards):
+        torch.testing.assert_close(other.posterior(X_TEST).mean, batch.posterior(X_TEST).mean, rtol=0, atol=1e-8)
+        torch.testing.assert_close(other.posterior(X_TEST).variance, batch.posterior(X_TEST).variance, rtol=1e-7, atol=1e-10)
+        assert other.log_evidence() == pytest.approx(batch.log_evidence(), abs=1e-6)
+    features = batch.features(X)
+    torch.testing.assert_close(features, backwards.features(X), rtol=0, atol=0)
+    kernel = features @ features.T * 2.0 + 0.09 / 1.5**2 * torch.eye(30).double()
+    mean = 0.5 + 2.0 * batch.features(X_TEST) @ features.T @ torch.linalg.solve(kernel, Y - 0.5)
+    torch.testing.assert_close(batch.posterior(X_TEST).mean, mean, rtol=0, atol=1e-8)
+
+
 def test_a_stream_is_learned(name: str) -> None:
     """Sixty rows by the recursion, after ten by the fit: errors shrink, and predictions say how large they are."""
     X, Y = curved(70)
@@ -189,6 +212,7 @@ def test_features_are_those_of_the_posterior(name: str) -> None:
         ({"batch_rows": -1}, "batch_rows"),
         ({"num_branches": 0}, "num_branches"),
         ({"forgetting": 2.0}, "forgetting"),
+        ({"linearize": "end"}, "linearize"),
         ({"running_noise": True}, "running_noise"),
     ],
 )
