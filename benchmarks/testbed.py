@@ -28,10 +28,12 @@ from typing import Any
 import botorch
 import pandas as pd
 import torch
+from botorch.sampling import IIDNormalSampler
 from torch import Tensor
 
 import seqbdl
 from seqbdl.diagnostics import dyadic_log_loss
+from seqbdl.likelihoods import get_likelihood
 from seqbdl.posteriors import ParticlePosterior
 from seqbdl.surrogates import surrogate_class, surrogate_options
 
@@ -233,13 +235,23 @@ def fit_surrogate(name: str, problem: Problem, X: Tensor, Y: Tensor, samples: in
     outputs = 1 if likelihood == "bernoulli" else CLASSES
     surrogate = seqbdl.make_surrogate(name, problem.dimension, outputs, likelihood, **options)
     surrogate.fit(X, Y.double().unsqueeze(-1))
-    n, generator = samples, problem.generator("functions")  # read, not advanced: every call sees the same functions
+    n = samples
     with torch.no_grad():
         posterior = surrogate.posterior(X[:1])
-    if isinstance(posterior, ParticlePosterior) and torch.allclose(posterior.weights, posterior.weights[:1]):
+    if not isinstance(posterior, ParticlePosterior):
+        return in_pieces(lambda X: joint_log_probs(surrogate, likelihood, problem, X, n), 500)
+    if torch.allclose(posterior.weights, posterior.weights[:1]):
         n = posterior.num_particles
-
+    generator = problem.generator("functions")  # read, not advanced: every call sees the same functions
     return in_pieces(lambda X: surrogate.log_probs(X, n, generator), 500)
+
+
+def joint_log_probs(surrogate: seqbdl.Surrogate, likelihood: str, problem: Problem, X: Tensor, samples: int) -> Tensor:
+    """Log-probabilities of classes under samples of a Gaussian posterior, joint over the anchors of every test draw, which is
+    all that the score reads: thousands of rows under a function draw each cost far more. ``X``: whole test draws."""
+    posterior: Any = surrogate.posterior(X.unflatten(0, (-1, ANCHORS)))
+    latents = IIDNormalSampler(torch.Size([samples]), seed=problem.seed)(posterior)  # samples x draws x anchors x l
+    return get_likelihood(likelihood).class_log_probs(latents).flatten(1, 2)
 
 
 def fit(method: str, problem: Problem, X: Tensor, Y: Tensor, settings: Settings) -> LogProbs:
