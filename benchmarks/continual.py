@@ -1,13 +1,21 @@
-"""Learning from streams: tasks that come one after the other, worlds that change, and campaigns that follow campaigns.
+"""Tasks that come one after the other: Split Fashion-MNIST with a head per task, permuted Fashion-MNIST with one head.
 
-python benchmarks/continual.py            # writes benchmarks/results/continual.md
-python benchmarks/continual.py --quick    # a minute, prints only
-python benchmarks/continual.py --fashion FOLDER   # Split Fashion-MNIST too, from Debian's dataset-fashion-mnist
+python benchmarks/continual.py --fashion FOLDER             # 12,000 images a task, 10 epochs, one seed: about half an hour
+python benchmarks/continual.py --fashion FOLDER --epochs 60 --seeds 5   # the published length: a day on one core
+python benchmarks/continual.py --fashion FOLDER --sweep     # strengths, on validation images and fewer of them
+python benchmarks/continual.py --quick                      # scikit-learn's digits, prints only
+
+FOLDER holds the files of Debian's package dataset-fashion-mnist. Every cell is a row of results/continual.csv; what is there is
+not run again. Networks are 2 x 256 (permuted: 2 x 100) with rectified linear units.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,165 +24,189 @@ import numpy as np
 import torch
 
 import seqbdl
-from seqbdl.loops import BOCD, BayesOptLoop, ContinualLoop, Forgetting, Real, SoftReset, Space, TemperedBeam, run
+import seqbdl.envs
+from seqbdl.loops import ContinualLoop, run
 
-RESULTS = Path(__file__).parent / "results" / "continual.md"
-DIAGONAL = {"network": (64,), "num_branches": 1, "covariance": "diagonal-variational"}
-TASK_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ekf, diagonal": ("ekf", DIAGONAL),
-    "lofi, rank 20": ("lofi", {"network": (64,), "num_branches": 1, "rank": 20}),
-    "last-layer-laplace": ("last-layer-laplace", {"network": (64,), "num_networks": 1}),
-    "ensemble (512 rows of memory)": ("ensemble", {"network": (64,), "num_members": 4}),
+RESULTS = Path(__file__).parent / "results" / "continual.csv"
+SWEEPS = {"ewc": [1.0, 100.0, 1e4], "online-laplace": [1.0, 100.0, 1e4], "si": [0.01, 1.0, 100.0], "fromp": [1.0, 100.0, 1e4]}
+SWEEPS |= {"sfsvi": [0.01, 0.1, 1.0]}
+CHOSEN: dict[str, dict[str, float]] = {
+    "split": {"ewc": 100.0, "online-laplace": 100.0, "si": 1.0, "fromp": 100.0, "sfsvi": 0.1},
+    "permuted": {"ewc": 1.0, "online-laplace": 1.0, "si": 0.1, "fromp": 1.0, "sfsvi": 0.1},
 }
-PARTS = ("tasks", "change", "transfer")
-KEYS = ("average_accuracy", "learning_accuracy", "backward_transfer", "average_nll", "average_ece", "seconds_per_step")
-RULES: dict[str, Any] = {
-    "no change expected": None,
-    "forgetting 0.99": Forgetting(0.99),
-    "forgetting 0.95": Forgetting(0.95),
-    "forgetting 0.9": Forgetting(0.9),
-    "soft reset": SoftReset(0.01),
-    "tempered beam, 4": TemperedBeam(0.01, 0.0, 4),
-    "BOCD, 10 run lengths": BOCD(0.01, 10),
-}
+"""Strengths with the highest accuracy in ``--sweep``."""
+SCORES = ("accuracy", "when_learned", "backward_transfer", "nll", "ece")
 
 
-def table(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    lines = [f"### {title}", "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+@dataclass(frozen=True)
+class Cell:
+    """One run: a stream, a method and its settings, and how long it learns."""
+
+    stream: str
+    method: str
+    settings: str
+    seed: int
+    images: int
+    epochs: int
+    validation: bool = False
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}" if len(values) > 1 else f"{values[0]:.{digits}f}"
+def cells_of(stream: str, images: int, epochs: int, seeds: int) -> list[Cell]:
+    """Every method, with the strength that the validation images chose."""
+    best, kept = CHOSEN[stream.split("-", maxsplit=1)[0]], 40 if stream.startswith("split") else 200
+    methods: list[tuple[str, dict[str, Any]]] = [
+        ("fine-tune", {}),
+        ("joint", {}),
+        ("ewc", {"strength": best["ewc"]}),
+        ("online-laplace", {"structure": "diag", "strength": best["online-laplace"]}),
+        ("online-laplace", {"structure": "kron", "strength": best["online-laplace"]}),
+        ("si", {"strength": best["si"]}),
+        ("vcl", {}),
+        ("vcl", {"coreset": kept}),
+        ("vcl", {"coreset": kept, "coreset_kind": "k-centre"}),
+        ("fromp", {"strength": best["fromp"], "coreset": kept}),
+        ("sfsvi", {"strength": best["sfsvi"], "coreset": kept}),
+    ]
+    return [
+        Cell(stream, method, json.dumps(settings), seed, images, epochs) for seed in range(seeds) for method, settings in methods
+    ]
 
 
-def tasks(env_id: str, seeds: int, methods: list[str], **options: Any) -> list[list[str]]:
-    """Average accuracy, backward transfer, NLL, ECE and seconds of every method, and of one fit to all tasks at once."""
+def sweep_of(stream: str, images: int, epochs: int) -> list[Cell]:
+    """Strengths, on held-out training images and a seed that no reported run has."""
+    return [
+        Cell(stream, method, json.dumps({"strength": strength}), 1000, images, epochs, True)
+        for method, strengths in SWEEPS.items()
+        for strength in strengths
+    ]
+
+
+def measure(cell: Cell, folder: str | None) -> dict[str, float]:
+    """Accuracy, negative log likelihood and calibration error on all tasks at the end, what was forgotten, and CPU seconds."""
+    split, fashion = cell.stream.startswith("split"), cell.stream.endswith("fashion")
+    name = f"seqbdl/{'Split' if split else 'Permuted'}{'FashionMNIST' if fashion else 'Digits'}-v0"
+    options: dict[str, Any] = {"scenario": "task" if split else "domain", "chunk": cell.images, "validation": cell.validation}
+    num_tasks = (5 if split else 10) if fashion else 3
+    env = gymnasium.make(name, per_task=cell.images, num_tasks=num_tasks, **options, **({"folder": folder} if fashion else {}))
+    env.reset(seed=cell.seed)
+    stream: Any = env.unwrapped
+    widths, pixels = ((256, 256) if split else (100, 100)) if fashion else (32, 32), stream.tasks[0].X.shape[1] - split
+    steps, joint = max(1, cell.epochs * cell.images // 256), cell.method == "joint"
+    surrogate = seqbdl.make_surrogate(
+        "continual",
+        stream.input_dim,
+        stream.num_classes,
+        "categorical",
+        bounds=torch.as_tensor(stream.bounds),
+        network={"widths": widths, "heads": num_tasks} if split else widths,
+        activation="relu",
+        scales={"inputs": 2 / pixels, "weights": 2.0, "biases": 0.01},
+        method="refit" if joint else cell.method,
+        settings=json.loads(cell.settings),
+        num_members=16,
+        steps=steps * num_tasks if joint else steps,
+        learning_rate=0.1 if cell.method == "vcl" else 0.02,
+        seed=cell.seed,
+    )
+    start = time.process_time()
+    if joint:
+        X, Y = (np.concatenate([getattr(task, part) for task in stream.tasks]) for part in "XY")
+        loop = ContinualLoop(env, surrogate.fit(torch.as_tensor(X), torch.as_tensor(Y)))
+        loop.ask(X[:1])  # the loop takes the test sets
+        found = {key: float(np.mean(values)) for key, values in loop.score_tasks().items()}
+        return {"accuracy": found["accuracy"], "nll": found["nll"], "ece": found["ece"], "seconds": time.process_time() - start}
+    history: Any = run(ContinualLoop(env, surrogate, warmup=1), env, num_tasks, progress=False)  # type: ignore[arg-type]
+    found = history.summary()
+    keys = ("average_accuracy", "learning_accuracy", "backward_transfer", "average_nll", "average_ece")
+    scores = {name: found[key] for name, key in zip(SCORES, keys, strict=True)}
+    return {**scores, "seconds": time.process_time() - start}
+
+
+def run_cells(cells: list[Cell], folder: str | None, path: Path | None) -> list[dict[str, Any]]:
+    """Measure what the file does not hold yet, and write it down at once."""
+    known = [] if path is None or not path.exists() else list(csv.DictReader(path.open(encoding="utf-8")))
     rows = []
-    for label in methods:
-        name, settings = TASK_METHODS[label]
-        found: dict[str, list[float]] = {}
-        for seed in range(seeds):
-            env = gymnasium.make(env_id, **options)
-            env.reset(seed=seed)
-            steps = env.unwrapped.num_steps  # type: ignore[attr-defined]
-            loop = ContinualLoop(env, name, warmup=options["chunk"], seed=seed, surrogate_options=settings)
-            summary = run(loop, env, steps, progress=False).summary()  # type: ignore[arg-type]
-            keys = (
-                "average_accuracy",
-                "learning_accuracy",
-                "backward_transfer",
-                "average_nll",
-                "average_ece",
-                "seconds_per_step",
-            )
-            for key in keys:
-                found.setdefault(key, []).append(summary[key])  # type: ignore[index]
-        rows.append([label, *(spread(values) for values in found.values())])
-    name, settings = TASK_METHODS[methods[0]]
-    joint = []
-    for seed in range(seeds):
-        env = gymnasium.make(env_id, **options).unwrapped
-        env.reset(seed=seed)
-        streams: Any = env
-        X = torch.cat([torch.tensor(task.X) for task in streams.tasks])
-        Y = torch.cat([torch.tensor(task.Y) for task in streams.tasks])
-        model = seqbdl.make_surrogate(name, X.shape[1], 10, "categorical", seed=seed, **settings).fit(X, Y)
-        hits = []
-        for task in streams.tasks:
-            probs = model.predict(torch.tensor(task.test_X)).probs
-            assert probs is not None
-            hits.append(float((probs.argmax(-1) == torch.tensor(task.test_Y[:, 0])).double().mean()))
-        joint.append(float(np.mean(hits)))
-    rows.append([f"{methods[0]}, all tasks at once", spread(joint), *[""] * 5])
-    return rows
-
-
-def drift(seeds: int, length: int, num_tasks: int) -> list[list[str]]:
-    """Prequential log loss of every rule on abrupt and on gradual change, with the same surrogate (an exact Gaussian process)."""
-    rows = []
-    for label, rule in RULES.items():
-        row = [label]
-        for env_id, options in (
-            ("seqbdl/PiecewiseRegression-v0", {"num_tasks": num_tasks, "length": length}),
-            ("seqbdl/DriftingLinear-v0", {"length": num_tasks * length, "dim": 2}),
-        ):
-            losses, after, seconds = [], [], []
-            for seed in range(seeds):
-                env = gymnasium.make(env_id, **options)
-                loop = ContinualLoop(env, "gp", change=rule, warmup=20, seed=seed)
-                summary = run(loop, env, num_tasks * length, progress=False).summary()  # type: ignore[arg-type]
-                losses.append(summary["log_loss"])  # type: ignore[index]
-                after.append(summary.get("log_loss_after_changes", np.nan))  # type: ignore[attr-defined]
-                seconds.append(summary["seconds_per_step"])  # type: ignore[index]
-            row.append(spread(losses))
-            if "Piecewise" in env_id:
-                row += [spread(after), f"{1e3 * np.mean(seconds):.0f}"]
+    for cell in cells:
+        key = {name: str(value) for name, value in asdict(cell).items()}
+        row = next((row for row in known if all(row[name] == value for name, value in key.items())), None)
+        if row is None:
+            measured = measure(cell, folder)
+            row = {**key, **{name: f"{measured[name]:.5g}" if name in measured else "" for name in (*SCORES, "seconds")}}
+            print(row, flush=True)
+            if path is not None:
+                new = not path.exists()
+                with path.open("a", encoding="utf-8", newline="") as file:
+                    writer = csv.DictWriter(file, list(row))
+                    if new:
+                        writer.writeheader()
+                    writer.writerow(row)
         rows.append(row)
     return rows
 
 
-def wave(X: torch.Tensor, phase: float = 0.0) -> torch.Tensor:
-    return torch.sin(9 * X[:, :1] + phase) * torch.cos(5 * X[:, 1:] + phase) + X[:, :1]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds (and their standard errors) of every method on every stream."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in ("stream", "images", "epochs", "method", "settings")), []).append(row)
+    heads = ["stream", "method", "settings", "accuracy", "when learned", "backward transfer", "NLL", "ECE", "CPU s", "seeds"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for (stream, images, epochs, method, settings), found in groups.items():
+        cells = [f"{stream}, {images} images a task, {epochs} epochs", method, _words(settings)]
+        cells += [_spread(found, key) for key in SCORES] + [
+            f"{np.mean([float(r['seconds']) for r in found]):.0f}",
+            str(len(found)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def transfer(seeds: int, budget: int) -> list[list[str]]:
-    """Simple regret of Bayesian optimization after half the budget and after all, with an old campaign of 25 points."""
-    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 201, dtype=torch.float64)] * 2)
-    best = float(wave(grid).max())
-    space, bounds = Space([Real("a", 0, 1), Real("b", 0, 1)]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    rows = []
-    for label, sign, phase in (("cold start", 0, 0.0), ("related", 1, 0.1), ("unrelated", 1, 2.0), ("adversarial", -1, 0.0)):
-        half, whole, powers = [], [], []
-        for seed in range(seeds):
-            X = torch.rand(25, 2, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64)
-            old = seqbdl.make_surrogate("gp", 2, bounds=bounds).fit(X, sign * wave(X, phase)) if sign else None
-            loop = BayesOptLoop(space, prior=old, initial=3 if old is not None else 5, seed=seed)
-            for _ in range(budget):
-                point = loop.ask()
-                loop.tell(point, float(wave(torch.tensor([[point["a"], point["b"]]], dtype=torch.float64))))
-            reached = best - loop.history.best_so_far()
-            half.append(float(reached[budget // 2 - 1]))
-            whole.append(float(reached[-1]))
-            powers.append(np.nan if loop.trust is None else loop.trust.power)
-        rows.append([label, spread(half, 4), spread(whole, 4), "" if not sign else f"{np.mean(powers):.2f}"])
-    return rows
+def _words(settings: str) -> str:
+    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in _pairs(settings))
+
+
+def _pairs(settings: str) -> list[tuple[str, Any]]:
+    return list(json.loads(settings).items())
+
+
+def _spread(rows: list[dict[str, Any]], key: str) -> str:
+    values = [float(row[key]) for row in rows if row[key]]
+    if not values:
+        return ""
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{error}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small, prints only")
     parser.add_argument("--fashion", metavar="FOLDER", help="the folder of Fashion-MNIST's files")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--streams", nargs="+", default=["split-fashion", "permuted-fashion"])
+    parser.add_argument("--sweep", action="store_true", help="strengths, on validation images")
+    parser.add_argument("--images", type=int, help="training images per task (split 12000, permuted 60000; of sweeps 2000)")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    seeds = 1 if args.quick else args.seeds
-    parts = []
-    if "tasks" in args.parts:
-        heads = ["method", "accuracy", "when learned", "backward transfer", "NLL", "ECE", "s per chunk"]
-        chosen = list(TASK_METHODS)[:1] if args.quick else list(TASK_METHODS)
-        sizes = {"per_task": 40, "per_test": 40, "chunk": 20, "num_tasks": 2} if args.quick else {"per_task": 100, "chunk": 20}
-        found = tasks("seqbdl/SplitDigits-v0", seeds, chosen, **sizes)
-        parts.append(table("Split digits, one head of ten classes, chunks of 20", heads, found))
-        if args.fashion:
-            sizes = {"per_task": 200, "per_test": 300, "chunk": 50, "folder": args.fashion}
-            found = tasks("seqbdl/SplitFashionMNIST-v0", 1, chosen[:1], **sizes)
-            parts.append(table("Split Fashion-MNIST, one head of ten classes, 200 images a task, one seed", heads, found))
-    if "change" in args.parts:
-        heads = ["method", "abrupt: log loss", "first 50 rows after changes", "ms a row", "gradual: log loss"]
-        found = drift(seeds, *((12, 2) if args.quick else (60, 2)))
-        parts.append(table("Change: log loss per row, before learning it", heads, found))
-    if "transfer" in args.parts:
-        heads = ["method", "regret at half the budget", "regret", "power of the old campaign"]
-        parts.append(table("An old campaign of 25 points", heads, transfer(seeds, 4 if args.quick else 16)))
-    text = "\n".join(parts)
+    if args.quick:
+        print(table(run_cells(cells_of("split-digits", 100, 400, 1), None, None)))
+        return
+    if args.fashion is None:
+        parser.error("--fashion FOLDER is missing: where the files of Debian's package dataset-fashion-mnist are")
+    cells: list[Cell] = []
+    for stream in args.streams:
+        if args.sweep:
+            cells += sweep_of(stream, args.images or 2000, args.epochs)
+        else:
+            cells += cells_of(stream, args.images or (12000 if stream.startswith("split") else 60000), args.epochs, args.seeds)
+    if args.methods:
+        cells = [cell for cell in cells if cell.method in args.methods]
+    text = table(run_cells(cells, args.fashion, args.out))
     print(text)
-    if not args.quick:
-        asked = f"--parts {' '.join(args.parts)} --seeds {seeds}"
-        head = f"# Learning from streams\n\n`python benchmarks/continual.py {asked}`; mean ± standard error.\n\n"
-        args.out.write_text(head + text, encoding="utf-8")
+    command = f"python benchmarks/continual.py --fashion FOLDER --streams {' '.join(args.streams)} --epochs {args.epochs}"
+    notes = f"# {'Strengths, on validation images' if args.sweep else 'Tasks one after the other'}\n\n`{command}`\n\n"
+    args.out.with_name(args.out.stem + ("_sweep.md" if args.sweep else ".md")).write_text(notes + text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

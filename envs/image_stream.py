@@ -66,6 +66,7 @@ class ImageStreamEnv(StreamEnv):
         per_test: held-out images per task; `None`: all.
         chunk: images per step.
         folder: of Fashion-MNIST's files.
+        validation: the held-out images are every sixth training image, so that settings are not chosen on the test images.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ImageStreamEnv(StreamEnv):
         per_test: int | None = None,
         chunk: int = 20,
         folder: str = FASHION_FOLDER,
+        validation: bool = False,
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol: {protocol!r} is not one of {', '.join(PROTOCOLS)}.")
@@ -86,6 +88,10 @@ class ImageStreamEnv(StreamEnv):
         if not 1 <= num_tasks <= (5 if protocol == "split" else 1000):
             raise ValueError(f"num_tasks: {num_tasks}; give 1 to {5 if protocol == 'split' else 1000}.")
         self._images = load_images(dataset, folder)
+        if validation:
+            x, y, *_, white = self._images
+            held_out = np.arange(len(x)) % 6 == 5
+            self._images = x[~held_out], y[~held_out], x[held_out], y[held_out], white
         self.protocol, self.scenario, self.num_tasks = protocol, scenario, num_tasks
         self.per_task, self.per_test = per_task, per_test
         classes = 10 if protocol != "split" or scenario == "class" else 2

@@ -1,9 +1,9 @@
 """Sequential function-space variational inference: functions, not weights, stay near the last posterior (Rudner et al. 2022).
 
 ``min_q -E_q[sum_n log p(y_n | z)] + c N sum_s mean_{x in C_s} sum_outputs KL(q(f(x)) || q_{t-1}(f(x)))`` for ``N`` rows and sets
-``C_s`` of context points: the kept rows of every earlier task, and rows whose inputs are shuffled column by column for the present
-one. Functions are compared point by point and output by output, through the network linearized at the mean, ``N(f(x; m), J diag(s^2)
-J^T)``; of a new head, as of the first task, the prior is ``N(0, v)``. The linearization is not differentiated.
+``C_s`` of context points: the kept rows of every earlier task, and rows whose inputs are shuffled column by column for the
+present one. Functions are compared point by point and output by output, through the network linearized at the mean, ``N(f(x;
+m), J diag(s^2) J^T)``; of a new head, as of the first task, the prior is ``N(0, v)``. The linearization is not differentiated.
 """
 
 from __future__ import annotations

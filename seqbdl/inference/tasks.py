@@ -25,7 +25,7 @@ from seqbdl.posteriors.kronecker import Kronecker
 from seqbdl.posteriors.operators import Dense, Diagonal, PositiveOperator, operator_from_tree
 
 EXACT_SIZE = 400
-"""Rows times latent values, or weights, up to which Gauss-Newton finds modes (to rounding, of linear networks); beyond, Adam."""
+"""Weights up to which Gauss-Newton finds modes, of linear networks to rounding; beyond, Adam."""
 
 _NEWTON = GaussNewtonSettings(max_iterations=60)
 
@@ -151,7 +151,6 @@ def penalized_mode(
     descent: AdamSettings,
     generator: torch.Generator,
     more: Gradient | None = None,
-    max_size: int = EXACT_SIZE,
 ) -> Tensor:
     """The weights that minimize ``-sum_n log p(y_n | z) + 1/2 (z - a)^T A (z - a)`` plus another term, ``P``.
 
@@ -165,11 +164,10 @@ def penalized_mode(
         descent: Adam's steps, where the problem is too large for Gauss-Newton or there is another term.
         generator: Orders mini-batches.
         more: The other term's gradient.
-        max_size: See :data:`EXACT_SIZE`; 0: always Adam.
     """
     precision, centre = held_by.precision, held_by.mean.unsqueeze(0)
     start = off_zero(start, generator)
-    if more is None and min(rows.X.shape[0] * network.num_outputs, network.num_params) <= max_size:
+    if more is None and network.num_params <= EXACT_SIZE:
         whitened = AffineNetwork(network, centre, precision.inverse_root, precision.inverse_root_transposed, precision.size)
         u = precision.root_transposed(start.unsqueeze(0) - centre)
         found = minimize(whitened, rows.X, rows.observations, torch.zeros_like(u), u, _NEWTON).z

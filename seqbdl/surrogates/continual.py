@@ -47,7 +47,7 @@ class ContinualSurrogate(ParticleSurrogate):
             ``"si"`` and ``"fromp"`` with a point, as do the controls ``"fine-tune"`` and ``"refit"``.
         settings: Of the method: the attributes of its class.
         num_members: Functions that answer; of methods that answer with a point it is 2, both the same.
-        steps: Adam's, per task (where rows, or weights, are at most 400, modes are found by Gauss-Newton instead).
+        steps: Adam's, per task (of at most 400 weights, modes are found by Gauss-Newton instead).
         learning_rate: Of the first step; it falls to zero along a half cosine.
         batch_size: Rows per step; ``None``: all.
 

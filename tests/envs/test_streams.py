@@ -122,6 +122,15 @@ def test_a_stream_that_says_the_task() -> None:
     assert (many.num_classes, many.tasks[1].X.shape[1]) == (10, 65)
 
 
+def test_validation_images_are_training_images() -> None:
+    env, plain = (ImageStreamEnv(num_tasks=1, validation=validation) for validation in (True, False))
+    for stream in (env, plain):
+        stream.reset(seed=0)
+    known = {row.tobytes() for row in plain.tasks[0].X}
+    assert {row.tobytes() for row in [*env.tasks[0].X, *env.tasks[0].test_X]} <= known
+    assert not {row.tobytes() for row in env.tasks[0].X} & {row.tobytes() for row in env.tasks[0].test_X}
+
+
 def test_files_in_idx_format(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     head = bytes([0, 0, 8, 3]) + np.array(array.shape, ">i4").tobytes()

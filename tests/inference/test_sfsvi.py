@@ -19,8 +19,8 @@ N, NOISE = 6, 0.5
 
 @pytest.mark.parametrize(("strength", "coreset"), [(1.0 / N, 0), (0.7, 4)])
 def test_one_weight(strength: float, coreset: int) -> None:
-    """``f(x) = z``: with ``K`` context sets ``1/v = 1/v_0 + 1 / (K c s^2)``, and the mean is held by ``N c K / v_0``. With ``c = 1/N``
-    and one set that is Bayes' rule, and sequential is batch."""
+    """``f(x) = z``: with ``K`` context sets ``1/v = 1/v_0 + 1 / (K c s^2)``, and the mean is held by ``N c K / v_0``. With ``c =
+    1/N`` and one set that is Bayes' rule, and sequential is batch."""
     network = LinearHead(lambda X: X, 1, 1, 1)
     Y = torch.randn(2 * N, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     rows = Rows(get_likelihood("gaussian"), torch.ones_like(Y), Y, torch.full_like(Y, NOISE))
@@ -46,10 +46,8 @@ def test_one_weight(strength: float, coreset: int) -> None:
 def test_moments_and_divergences() -> None:
     network = ModuleNetwork(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)), 2, 2)
     generator = torch.Generator().manual_seed(0)
-    z, X = (
-        torch.randn(1, network.num_params, generator=generator, dtype=torch.float64),
-        torch.rand(5, 2, generator=generator).double(),
-    )
+    z = torch.randn(1, network.num_params, generator=generator, dtype=torch.float64)
+    X = torch.rand(5, 2, generator=generator, dtype=torch.float64)
     q = MeanField(z, torch.full_like(z, 0.3))
     mean, variance = moments(network, q, X)
     J = network.jacobian(network.tangents(z, X))[0]
