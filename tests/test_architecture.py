@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "surrogates": GROUND | MODEL | {"networks", "posteriors", "inference"},
     "acquisition": GROUND | {"posteriors", "surrogates"},
     "diagnostics": GROUND | {"posteriors", "surrogates"},
-    "integrations": GROUND | {"posteriors", "surrogates"},
+    "integrations": GROUND | {"networks", "posteriors", "inference", "surrogates"},
     "loops": GROUND | {"acquisition", "surrogates", "posteriors", "diagnostics"},
 }
 FOLDERS = {"envs": ROOT / "envs", "loops": ROOT / "loops"}

@@ -35,7 +35,7 @@ class GramKernel:
     Attributes:
         scales: Of one group; behind the axis of the group a batch of kernels has its batch.
         roots: ``(depth - 1) x batch x P x P`` lower-triangular ``T_l``; ``0 x ...`` for the infinitely wide network.
-        Z: ``P x d`` inducing inputs in the unit cube.
+        Z: ``batch x P x d`` inducing inputs in the unit cube.
         activation: ``"erf"``, ``"relu"``, ``"leaky_relu"`` or ``"squared-exponential"``.
         layout: What the rows are.
     """
@@ -82,6 +82,16 @@ class Side:
 def identity_roots(depth: int, Z: Tensor) -> Tensor:
     """``T = I`` in every hidden layer."""
     return torch.eye(Z.shape[0]).to(Z).expand(depth - 1, -1, -1).clone()
+
+
+def lower_logs(roots: Tensor) -> Tensor:
+    """``T`` with the logarithm of its diagonal in place of the diagonal: free parameters, ``0`` for ``T = I``."""
+    return roots.tril(-1) + torch.diag_embed(roots.diagonal(dim1=-2, dim2=-1).log())
+
+
+def lower_root(logs: Tensor) -> Tensor:
+    """``T`` of :func:`lower_logs`."""
+    return logs.tril(-1) + torch.diag_embed(logs.diagonal(dim1=-2, dim2=-1).exp())
 
 
 def product(k: Tensor, k1: Tensor, k2: Tensor, activation: str) -> Tensor:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -238,12 +239,7 @@ def learn_scales_of_latents(
     rounds: int = 3,
     max_rows: int = 300,
 ) -> WidthScales:
-    """Scales for a likelihood that is not Gaussian, by its Laplace approximation.
-
-    Around the mode of the latent process every row is worth a Gaussian observation ``f + g / L`` of variance ``1 / L``
-    (``g`` and ``L``: gradient and curvature of the log-likelihood; couplings between the outputs of a row are left out, as
-    in one-against-the-rest classification). The evidence of these observations sets the scales, which move the mode, and
-    so on (Rasmussen and Williams 2006, section 3.4).
+    """Scales for a likelihood that is not Gaussian, by :func:`alternate_with_sites`.
 
     Args:
         X: ``n x d`` in the unit cube.
@@ -258,12 +254,53 @@ def learn_scales_of_latents(
         max_rows: Rows that are looked at: the first so many.
     """
     X, Y = X[:max_rows], Y[:max_rows]
-    scales = default_scales(X.shape[1], depth, 1).to(X) if start is None else start.to(X)
-    none = X.new_ones(1, num_latents)
-    f = X.new_zeros(X.shape[0], num_latents)
+
+    def prior(scales: WidthScales) -> Tensor:
+        return kernel(scales, X, X, activation, tangent)[0]
+
+    def learn(scales: WidthScales, pseudo: Tensor, variance: Tensor) -> WidthScales:
+        return learn_scales(
+            X, pseudo, variance, depth=depth, activation=activation, shared=True, tangent=tangent, start=scales, max_iterations=15
+        )[0]
+
+    first = default_scales(X.shape[1], depth, 1).to(X) if start is None else start.to(X)
+    scales = alternate_with_sites(prior, learn, first, Y, likelihood, num_latents, rounds)
+    return replace(scales, noise=default_scales(X.shape[1], depth, 1).to(X).noise)
+
+
+Hyper = TypeVar("Hyper")
+
+
+def alternate_with_sites(
+    prior: Callable[[Hyper], Tensor],
+    learn: Callable[[Hyper, Tensor, Tensor], Hyper],
+    start: Hyper,
+    Y: Tensor,
+    likelihood: Likelihood,
+    num_latents: int,
+    rounds: int = 3,
+) -> Hyper:
+    """Hyperparameters of a process for a likelihood that is not Gaussian, by its Laplace approximation.
+
+    Around the mode of the latent process every row is worth a Gaussian observation ``f + g / L`` of variance ``1 / L``
+    (``g`` and ``L``: gradient and curvature of the log-likelihood; couplings between the outputs of a row are left out, as
+    in one-against-the-rest classification). The evidence of these observations sets the hyperparameters, which move the mode,
+    and so on (Rasmussen and Williams 2006, section 3.4).
+
+    Args:
+        prior: Hyperparameters to the covariance of the rows, ``n x n``, shared by the latents.
+        learn: Hyperparameters to begin with, observations and their variances, ``n x l`` both, to better ones.
+        start: Where to begin.
+        Y: ``n x t`` targets.
+        likelihood: Of an observation.
+        num_latents: ``l``.
+        rounds: Alternations.
+    """
+    none = Y.new_ones(1, num_latents)
+    f = Y.new_zeros(Y.shape[0], num_latents)
     for _ in range(rounds):
         with torch.no_grad():
-            K = kernel(scales, X, X, activation, tangent)[0]
+            K = prior(start)
             for _ in range(8):  # Newton, the outputs apart from each other
                 pseudo, variance = _site(f, Y, likelihood, none)
                 factor = safe_cholesky(K + torch.diag_embed(variance.T))  # l x n x n
@@ -272,10 +309,8 @@ def learn_scales_of_latents(
                 if change < 1e-3:
                     break
             pseudo, variance = _site(f, Y, likelihood, none)
-        scales, _ = learn_scales(
-            X, pseudo, variance, depth=depth, activation=activation, shared=True, tangent=tangent, start=scales, max_iterations=15
-        )
-    return replace(scales, noise=default_scales(X.shape[1], depth, 1).to(X).noise)
+        start = learn(start, pseudo, variance)
+    return start
 
 
 def _site(f: Tensor, Y: Tensor, likelihood: Likelihood, none: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,14 +20,25 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from seqbdl.inference.gram import GramKernel, divergences, gram, identity_roots, inducing_blocks, inducing_gram
+from seqbdl.inference.gram import (
+    GramKernel,
+    divergences,
+    gram,
+    identity_roots,
+    inducing_blocks,
+    inducing_gram,
+    lower_logs,
+    lower_root,
+)
+from seqbdl.inference.gram_layout import Vectors
 from seqbdl.inference.held_out import first_good, folds
 from seqbdl.inference.infinite_width import WidthScales, default_scales
 from seqbdl.posteriors.inducing import add_gaussian, no_rows, project
 from seqbdl.posteriors.joint_gaussian import jittered_cholesky, safe_cholesky
 
 _FLOOR = 1e-7
-_LOG_SD = {"inputs": 1.7, "weights": 1.5, "biases": 1.5, "noise": 1.0}  # as of the infinitely wide network
+LOG_SD = {"inputs": 1.7, "weights": 1.5, "biases": 1.5, "noise": 1.0}
+"""Standard deviations of the logarithms of scales in the hyper-prior, as of the infinitely wide network."""
 INFINITE = math.inf
 MARGIN = 0.02
 """Nats per held-out row that learned Gram matrices must gain beyond two standard errors."""
@@ -72,8 +83,7 @@ def _pack(machine: Machine, learn_noise: bool, learn_inputs: bool) -> tuple[Tens
     if learn_noise:
         parts["noise"] = machine.noise.log()
     if kernel.learned:
-        logs = kernel.roots.tril(-1) + torch.diag_embed(kernel.roots.diagonal(dim1=-2, dim2=-1).log())
-        parts["roots"] = logs[:, *_lower(logs)]
+        parts["roots"] = lower_logs(kernel.roots)[:, *_lower(kernel.roots)]
     if learn_inputs and kernel.learned:
         parts["Z"] = kernel.Z
     layout = [(name, part.shape) for name, part in parts.items()]
@@ -90,8 +100,8 @@ def _unpack(theta: Tensor, layout: list[tuple[str, torch.Size]], like: Machine) 
     roots = like.kernel.roots
     if "roots" in parts:
         logs = torch.zeros_like(roots).index_put((torch.arange(len(roots))[:, None], *_lower(roots)), parts["roots"])
-        roots = logs.tril(-1) + torch.diag_embed(logs.diagonal(dim1=-2, dim2=-1).exp())
-    return GramKernel(scales, roots, parts.get("Z", like.kernel.Z), like.kernel.activation), noise
+        roots = lower_root(logs)
+    return replace(like.kernel, scales=scales, roots=roots, Z=parts.get("Z", like.kernel.Z)), noise
 
 
 def _lower(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,10 +115,10 @@ def log_hyper_prior(scales: WidthScales, noise: Tensor | None) -> Tensor:
     centre = default_scales(scales.inputs.shape[-1], scales.depth, 1).to(scales.inputs)
     total = scales.inputs.new_zeros(())
     for name in ("inputs", "weights", "biases"):
-        deviation = (getattr(scales, name).log() - getattr(centre, name).log()) / _LOG_SD[name]
+        deviation = (getattr(scales, name).log() - getattr(centre, name).log()) / LOG_SD[name]
         total = total - 0.5 * deviation.square().sum()
     if noise is not None:
-        total = total - 0.5 * ((noise.log() - centre.noise.log()) / _LOG_SD["noise"]).square().sum()
+        total = total - 0.5 * ((noise.log() - centre.noise.log()) / LOG_SD["noise"]).square().sum()
     return total
 
 
@@ -313,7 +323,7 @@ def choose_nu(
     machines: list[Machine] = []
     for train, _ in pairs:
         kernel = start.kernel
-        if kernel.Z.shape == X.shape and torch.equal(kernel.Z, X):
+        if isinstance(kernel.layout, Vectors) and kernel.Z.shape == X.shape and torch.equal(kernel.Z, X):
             kernel = replace(kernel, Z=X[train])
         machines.append(replace(start, kernel=kernel, nu=math.nan))
     densities: list[Tensor] = []

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from seqbdl.inference.gram import GramKernel, divergences, identity_roots, inducing_blocks
+from seqbdl.inference.gram import GramKernel, divergences, identity_roots, inducing_blocks, lower_logs, lower_root
 from seqbdl.inference.inducing import BoundSettings, Parameters, train_bound
 from seqbdl.inference.kernel_machine import Machine, clearly_better, log_hyper_prior
 from seqbdl.likelihoods import Likelihood
@@ -25,19 +25,13 @@ def to_parameters(machine: Machine) -> Parameters:
     """Logarithms of scales and noise; ``T`` with the logarithm of its diagonal."""
     kernel = machine.kernel
     parts = {name: getattr(kernel.scales, name).log() for name in ("inputs", "weights", "biases")}
-    roots = kernel.roots
-    return {
-        **parts,
-        "roots": roots.tril(-1) + torch.diag_embed(roots.diagonal(dim1=-2, dim2=-1).log()),
-        "noise": machine.noise.log(),
-    }
+    return {**parts, "roots": lower_logs(kernel.roots), "noise": machine.noise.log()}
 
 
 def to_kernel(parameters: Parameters, like: GramKernel) -> GramKernel:
     """The kernel of :func:`to_parameters`."""
     scales = replace(like.scales, **{name: parameters[name].exp() for name in ("inputs", "weights", "biases")})
-    raw = parameters["roots"]
-    return replace(like, scales=scales, roots=raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp()))
+    return replace(like, scales=scales, roots=lower_root(parameters["roots"]))
 
 
 def train_machines_by_bound(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError, UnknownNameError
 from seqbdl.inference import infinite_width
-from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, gram, gram_diagonal
+from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, gram, gram_diagonal, with_mixers
 from seqbdl.inference.gram_draws import prior_draws
+from seqbdl.inference.gram_layout import Images, Vectors
 from seqbdl.inference.inducing import BoundSettings, spread_rows
 from seqbdl.inference.infinite_width import WidthScales, default_scales
 from seqbdl.inference.kernel_machine import (
@@ -36,6 +37,8 @@ _EVIDENCE_ROWS = 512  # a random sample that sets the scales of the infinitely w
 _SPREAD_ROWS = 1024  # a random sample, at most, that inducing inputs are taken from
 _BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
 _GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
+_IMAGE_ROWS = 160  # as _EVIDENCE_ROWS and _SPREAD_ROWS, of images, whose Gram matrices have a block per pixel
+_MOST_NUMBERS = 4_000_000  # of these blocks held at once
 _CANDIDATES = (INFINITE, 100.0, 30.0, 10.0)
 _LABEL_CANDIDATES = (INFINITE, 100.0, 10.0)
 
@@ -49,10 +52,15 @@ class DKMSurrogate(InducingSurrogate):
     ``max_rows`` rows the top is an exact Gaussian process; beyond, and under other likelihoods, it stands on the inducing
     inputs. All outputs share one kernel.
 
+    With ``image_shape`` the network is convolutional, with a dense layer at the end, and what is learned are Gram matrices of
+    patches (Milsom et al. 2024; see :mod:`seqbdl.inference.gram_layout`): for small images.
+
     Args:
         nu: A number (``math.inf`` too); ``None``: chosen.
         depth: Layers of the network: ``depth - 1`` Gram matrices are learned.
         activation: ``"erf"``, ``"relu"``, ``"leaky_relu"``, or ``"squared-exponential"`` for that kernel of each Gram matrix.
+        image_shape: Channels, height and width of the images that rows of ``X`` are, flattened in this order.
+        patch_size: Of convolutions; odd.
         num_inducing: ``P``, rows at which Gram matrices are learned.
         stochastic: Train under random draws around the Gram matrices (stochastic kernel regularization, Milsom et al. 2024):
             holds off overfitting at small ``nu``; by Adam, with ``steps``.
@@ -61,7 +69,7 @@ class DKMSurrogate(InducingSurrogate):
             300 with ``stochastic``).
         learning_rate: Of Adam.
         batch_size: Rows per step; ``None``: all up to 5,000, then 512.
-        draw_width: Random features per layer of a function draw, every draw its own.
+        draw_width: Random features per layer of a function draw (and pixel), every draw its own; 256, or 32 for images.
     """
 
     name = "dkm"
@@ -73,25 +81,37 @@ class DKMSurrogate(InducingSurrogate):
         nu: float | None = None,
         depth: int = 2,
         activation: str = "erf",
+        image_shape: Sequence[int] | None = None,
+        patch_size: int = 3,
         num_inducing: int = 100,
         stochastic: bool = False,
         max_iterations: int = 60,
         steps: int | None = None,
         learning_rate: float = 0.02,
         batch_size: int | None = None,
-        draw_width: int = 256,
+        draw_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         if activation not in (*ACTIVATIONS, SQUARED_EXPONENTIAL):
             raise UnknownNameError("activation", activation, [*ACTIVATIONS, SQUARED_EXPONENTIAL])
-        if depth < 1 or num_inducing < 2 or (steps is not None and steps < 1) or draw_width < 1:
+        if depth < 1 or num_inducing < 2 or (steps is not None and steps < 1) or (draw_width is not None and draw_width < 1):
             raise InvalidOptionError(
                 f"depth={depth}, num_inducing={num_inducing}, steps={steps}, draw_width={draw_width}: at least 1, 2, 1 and 1"
             )
         if nu is not None and not nu > 0:
             raise InvalidOptionError(f"nu={nu} must be positive; math.inf is the infinitely wide network, None chooses")
+        if image_shape is not None and (len(image_shape) != 3 or min(image_shape) < 1 or patch_size < 1 or patch_size % 2 == 0):
+            raise InvalidOptionError(
+                f"image_shape={image_shape!r}, patch_size={patch_size}: give channels, height and width, and an odd size"
+            )
+        self.image_shape = None if image_shape is None else (image_shape[0], image_shape[1], image_shape[2])
+        self.patch_size = patch_size
         self.nu, self.depth, self.activation, self.num_inducing = nu, depth, activation, num_inducing
-        self.max_iterations, self.batch_size, self.draw_width = max_iterations, batch_size, draw_width
+        self.max_iterations, self.batch_size, self.draw_width = (
+            max_iterations,
+            batch_size,
+            draw_width or (256 if image_shape is None else 32),
+        )
         self.steps = steps
         self.settings = MachineSettings(steps or (300 if stochastic else 40), stochastic=stochastic, learning_rate=learning_rate)
         self._chosen_rows = 0
@@ -108,12 +128,33 @@ class DKMSurrogate(InducingSurrogate):
         """The learned kernel, inner coordinates."""
         h = self._hyper
         scales = WidthScales(h["inputs"], h["weights"], h["biases"], h["noise"])
-        return GramKernel(scales, h["roots"], h["Z"], self.activation)
+        layout = Vectors() if self.image_shape is None else Images(self.image_shape, self.patch_size, h["pixels"], h["mixers"])
+        return GramKernel(scales, h["roots"], h["Z"], self.activation, layout)
 
     def _initial_hyperparameters(self) -> dict[str, Tensor]:
-        scales = default_scales(self.input_dim, self.depth, 1)
+        if self.image_shape is not None and math.prod(self.image_shape) != self.input_dim:
+            raise InvalidOptionError(
+                f"image_shape={self.image_shape} has {math.prod(self.image_shape)} numbers, not input_dim={self.input_dim}"
+            )
         sobol = torch.quasirandom.SobolEngine(self.input_dim, scramble=True, seed=self.seed).draw(8, dtype=torch.float64)
-        return _tree(Machine(GramKernel(scales, sobol.new_zeros(0, 8, 8), sobol, self.activation), scales.noise, INFINITE, 0.0))
+        scales = self._default_scales(sobol)
+        return _tree(Machine(self._plain_kernel(scales, sobol), scales.noise, INFINITE, 0.0))
+
+    def _default_scales(self, like: Tensor) -> WidthScales:
+        numbers = self.input_dim if self.image_shape is None else self.image_shape[0]
+        return default_scales(numbers, self.depth, 1).to(like)
+
+    def _plain_kernel(self, scales: WidthScales, Z: Tensor) -> GramKernel:
+        """The infinitely wide network, with inducing inputs; each image contributes the patch around a pixel of its own."""
+        layout: Vectors | Images = Vectors()
+        P = Z.shape[0]
+        if self.image_shape is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            num_pixels = self.image_shape[1] * self.image_shape[2]
+            pixels = torch.cat([torch.randperm(num_pixels, generator=generator) for _ in range(-(-P // num_pixels))])[:P]
+            layout = Images(self.image_shape, self.patch_size, pixels.to(Z.device), Z.new_zeros(0, self.patch_size**2, P, P))
+        kernel = GramKernel(scales, Z.new_zeros(0, P, P), Z, self.activation, layout)
+        return kernel if self.image_shape is None or self.depth == 1 else with_mixers(kernel)
 
     def _is_exact(self, num_rows: int) -> bool:
         return self._lik.name == "gaussian" and num_rows <= self.max_rows
@@ -126,7 +167,7 @@ class DKMSurrogate(InducingSurrogate):
         generator = torch.Generator().manual_seed(self.seed)
         machine = self._infinitely_wide(X, Y, noise, generator)
         nus = self._candidates(rows)
-        settings = replace(self.settings, exact_rows=self.max_rows)
+        settings = replace(self.settings, exact_rows=self.max_rows if self.image_shape is None else _IMAGE_ROWS)
         if len(nus) > 1 or not math.isinf(nus[0]):
             if self._lik.name != "gaussian" or self.batch_size is not None or rows > _BATCHED:
                 steps, rate, size = self.steps or 150, self.settings.learning_rate, self.batch_size or 512
@@ -168,24 +209,25 @@ class DKMSurrogate(InducingSurrogate):
             return (self.learned_nu,)
         return _CANDIDATES if self._lik.name == "gaussian" else _LABEL_CANDIDATES
 
+    @property
+    def _has_closed_scales(self) -> bool:
+        """Whether the infinitely wide network's kernel is that of :mod:`seqbdl.inference.infinite_width`."""
+        return self.activation != SQUARED_EXPONENTIAL and self.image_shape is None
+
     def _infinitely_wide(self, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator) -> Machine:
         """``nngp``, and the inducing inputs under its kernel."""
         warm = self.kernel.scales if self._conditioning.num_rows else None
         some = torch.arange(X.shape[0])
-        if X.shape[0] > max(self.max_rows, _EVIDENCE_ROWS):
-            some = torch.randperm(X.shape[0], generator=generator)[:_EVIDENCE_ROWS].sort().values
+        most = max(self.max_rows, _EVIDENCE_ROWS) if self.image_shape is None else _IMAGE_ROWS
+        if X.shape[0] > most:
+            some = torch.randperm(X.shape[0], generator=generator)[: min(most, _EVIDENCE_ROWS)].sort().values
         some = some.to(X.device)
         known = noise if noise is None or noise.shape[0] == 1 else noise[some]
-        blank = X.new_zeros(0, 0, 0)
-        if self.activation == SQUARED_EXPONENTIAL:
-            scales = (default_scales(self.input_dim, self.depth, 1).to(X)) if warm is None else warm.to(X)
-            first = Machine(
-                GramKernel(scales, blank, X[:1], self.activation), scales.noise.expand(self.output_dim), INFINITE, 0.0
-            )
-            if self._lik.name == "gaussian":
-                several = MachineSettings(self.max_iterations, exact_rows=X.shape[0])
-                first = train_machine(first, X[some], Y[some], known, INFINITE, generator, several)
-            scales, own = first.kernel.scales, first.noise
+        if not self._has_closed_scales:
+            first = self._default_scales(X) if warm is None else warm.to(X)
+            machine = Machine(self._plain_kernel(first, X[:1]), first.noise.expand(self.output_dim), INFINITE, 0.0)
+            machine = self._train_infinitely_wide(machine, X[some], Y[some], known, generator)
+            scales, own = machine.kernel.scales, machine.noise
         elif self._lik.has_noise:
             scales, _ = infinite_width.learn_scales(
                 X[some],
@@ -203,14 +245,39 @@ class DKMSurrogate(InducingSurrogate):
                 X, Y, self._lik, self.num_latents, depth=self.depth, activation=self.activation, start=warm
             )
             own = scales.noise.new_ones(self.output_dim)
-        few = torch.randperm(X.shape[0], generator=generator)[: max(_SPREAD_ROWS, self.num_inducing)].sort().values.to(X.device)
+        most = max(_SPREAD_ROWS if self.image_shape is None else _IMAGE_ROWS, self.num_inducing)
+        few = torch.randperm(X.shape[0], generator=generator)[:most].sort().values.to(X.device)
         with torch.no_grad():
-            kernel = GramKernel(scales, blank, X[:1], self.activation)
+            kernel = self._plain_kernel(scales, X[:1])
             Z = X[few][spread_rows(gram(kernel, X[few], X[few]), self.num_inducing)]
-        return Machine(replace(kernel, Z=Z, roots=X.new_zeros(0, Z.shape[0], Z.shape[0])), own, INFINITE, 0.0)
+            return Machine(self._plain_kernel(scales, Z), own, INFINITE, 0.0)
+
+    def _train_infinitely_wide(
+        self, machine: Machine, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator
+    ) -> Machine:
+        """Scales of a kernel that :mod:`seqbdl.inference.infinite_width` does not know."""
+        settings = MachineSettings(self.max_iterations, exact_rows=X.shape[0])
+        if self._lik.has_noise:
+            return train_machine(machine, X, Y, noise, INFINITE, generator, settings)
+
+        def prior(machine: Machine) -> Tensor:
+            return gram(machine.kernel, X, X)
+
+        def learn(machine: Machine, pseudo: Tensor, variance: Tensor) -> Machine:
+            return train_machine(machine, X, pseudo, variance, INFINITE, generator, replace(settings, max_iterations=15))
+
+        machine = infinite_width.alternate_with_sites(prior, learn, machine, Y, self._lik, self.num_latents)
+        return replace(machine, noise=torch.ones_like(machine.noise))
 
     def _kernel(self, X1: Tensor, X2: Tensor) -> Tensor:
-        K = gram(self.kernel, X1, X2).unsqueeze(-3)
+        kernel = self.kernel
+        if isinstance(kernel.layout, Images):
+            each = kernel.layout.num_pixels * X2.shape[-2] * math.prod(X1.shape[:-2])
+            parts = X1.split(max(1, _MOST_NUMBERS // max(1, each)), -2)
+            K = torch.cat([gram(kernel, part, X2) for part in parts], -2)
+        else:
+            K = gram(kernel, X1, X2)
+        K = K.unsqueeze(-3)
         return K.expand(*K.shape[:-3], self.num_latents, *K.shape[-2:])
 
     def _prior_variance(self, X: Tensor) -> Tensor:
@@ -240,4 +307,5 @@ def _tree(machine: Machine) -> dict[str, Tensor]:
     kernel = machine.kernel
     scales = {name: getattr(kernel.scales, name) for name in ("inputs", "weights", "biases")}
     nu = kernel.Z.new_tensor(machine.nu)
-    return {**scales, "noise": kernel.scales.noise, "roots": kernel.roots, "Z": kernel.Z, "nu": nu}
+    tree = {**scales, "noise": kernel.scales.noise, "roots": kernel.roots, "Z": kernel.Z, "nu": nu}
+    return {**tree, "pixels": kernel.layout.pixels, "mixers": kernel.layout.mixers} if isinstance(kernel.layout, Images) else tree
