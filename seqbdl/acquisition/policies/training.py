@@ -22,6 +22,8 @@ from seqbdl.errors import DivergedError, InvalidOptionError
 OBJECTIVES = ("auto", "spce", *BOUNDS)
 _PILOT = 2048
 """Prior draws whose moments scale outcomes and parameters."""
+_SPREAD = 0.9
+"""Standard deviation of the angles of an untrained policy's designs, whose sines are then nearly uniform."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class PolicySettings:
     Attributes:
         objective: ``"spce"``: the contrastive lower bound of a model with a likelihood (A. Foster et al., "Deep adaptive design",
             ICML 2021); ``"infonce"`` or ``"nwj"``: a critic that is trained with the policy, for simulators (D. Ivanova et al.,
-            "Implicit deep adaptive design", NeurIPS 2021); ``"auto"``: the first where the model has ``log_prob`` and no
-            ``goal``, else ``"infonce"``.
+            "Implicit deep adaptive design", NeurIPS 2021; the first quarter of the updates is for the critic alone); ``"auto"``:
+            the first where the model has ``log_prob`` and no ``goal``, else ``"infonce"``.
         updates: Of Adam.
         batch_size: Histories in each.
         num_contrastive: Contrastive draws ``L`` of ``"spce"``, shared by the histories of a batch; it cannot see more than
@@ -74,6 +76,9 @@ def train_policy(
 ) -> DesignPolicy:
     """A policy that learned, from simulated experiments, which designs teach most in ``horizon`` steps.
 
+    The bound has local optima, such as a good design twice: with another ``generator`` training may end elsewhere, and
+    :func:`policy_bounds` says which policy to keep.
+
     Gradients go through the outcomes of a ``reparametrized`` model; without, ``"spce"`` uses the score function with a
     leave-one-out baseline, and ``log_prob`` must be differentiable in the design.
 
@@ -99,9 +104,12 @@ def train_policy(
     adam = torch.optim.Adam(policy.parameters(), settings.learning_rate, betas=(0.8, 0.998))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.updates)
     bar = trange(settings.updates, disable=not progress, unit="update")
-    for _ in bar:
+    for i in bar:
         adam.zero_grad()
-        value, surrogate = _step(model, policy, settings, generator)
+        if policy.critic is None:
+            value, surrogate = _contrastive_step(model, policy, settings, generator)
+        else:
+            value, surrogate = _critic_step(model, policy, settings, generator, i / settings.updates)
         (-surrogate).backward()
         for name, parameter in policy.named_parameters():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
@@ -217,7 +225,14 @@ def _start(
         u = torch.rand(_PILOT, box.dim, generator=generator, dtype=torch.float64)
         y = simulate_outcomes(model, theta, box.from_unit(u), generator).double()
         moments = None if objective == "spce" else _moments(goal_of(model, theta).double())
-    return DesignPolicy(box, *_moments(y), horizon, settings.hidden, settings.code, generator, objective, moments)
+        policy = DesignPolicy(box, *_moments(y), horizon, settings.hidden, settings.code, generator, objective, moments)
+        # The designs of an untrained network are nearly the same after every history, and repeated designs are often a local
+        # optimum: its answers after one experiment at random are spread over the box.
+        answers = policy.emitter(policy.encoder(box.from_unit(u), y))
+        gain = _SPREAD / answers.std(0)
+        policy.emitter.weights[-1].mul_(gain)
+        policy.emitter.biases[-1].sub_(answers.mean(0)).mul_(gain)
+    return policy
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,16 +240,14 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.mean(0), torch.where(sd > 0, sd, 1.0)
 
 
-def _step(model: Any, policy: DesignPolicy, settings: PolicySettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The bound on a batch of histories, and what has its gradient."""
+def _contrastive_step(
+    model: Any, policy: DesignPolicy, settings: PolicySettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """sPCE of a batch of histories, and what has its gradient."""
     source: ThetaSource = model
     theta = source.sample(settings.batch_size, generator)
     pathwise = bool(getattr(model, "reparametrized", False))
     designs, outcomes = rollout(policy, model, theta, generator=generator, differentiable=pathwise)
-    if policy.critic is not None:
-        bound = BOUNDS[policy.objective](policy.critic(designs, outcomes, goal_of(model, theta)).unsqueeze(0)).lower
-        assert bound is not None
-        return bound.detach(), bound
     contrast = source.sample(settings.num_contrastive, generator)
     own = history_log_likelihood(model, designs, outcomes, theta)
     other = history_log_likelihood(model, designs.unsqueeze(1), outcomes.unsqueeze(1), contrast)
@@ -243,6 +256,30 @@ def _step(model: Any, policy: DesignPolicy, settings: PolicySettings, generator:
     value = bound.mean().detach()
     if pathwise:
         return value, bound.mean()
-    n = bound.shape[0]
-    rest = (bound.detach().sum() - bound.detach()) / (n - 1)
+    rest = (bound.detach().sum() - bound.detach()) / (len(bound) - 1)
     return value, (bound + (bound.detach() - rest) * own).mean()
+
+
+def _critic_step(
+    model: Any, policy: DesignPolicy, settings: PolicySettings, generator: torch.Generator, done: float
+) -> tuple[Tensor, Tensor]:
+    """The critic's bound of a batch of histories, and what has its gradient.
+
+    A critic that knows only what the policy does now cannot tell it that other designs are better. Until three quarters are
+    ``done`` it learns from histories at random designs too, and in the first quarter from these alone.
+    """
+    source: ThetaSource = model
+    theta = source.sample(settings.batch_size, generator)
+    histories = []
+    if done < 0.75:
+        u = torch.rand(len(theta), policy.horizon, policy.box.dim, generator=generator, dtype=torch.float64)
+        designs = policy.box.from_unit(u)
+        steps = [simulate_outcomes(model, theta, design, generator).double() for design in designs.unbind(-2)]
+        histories.append((designs, torch.stack(steps, dim=-2)))
+    if done >= 0.25:
+        histories.append(rollout(policy, model, theta, generator=generator, differentiable=True))
+    assert policy.critic is not None
+    goals = goal_of(model, theta)
+    bounds = [BOUNDS[policy.objective](policy.critic(*history, goals).unsqueeze(0)).lower for history in histories]
+    total = torch.stack([bound for bound in bounds if bound is not None])
+    return total[-1].detach(), total.sum()
