@@ -21,6 +21,8 @@ from seqbdl.posteriors.gaussian_weights import GaussianWeights
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 from seqbdl.posteriors.operators import LowRank
 
+_BLOCK = 8192  # weights
+
 
 @dataclass(frozen=True)
 class LowRankBelief(Belief):
@@ -38,26 +40,29 @@ class LowRankBelief(Belief):
 
     def seen(self, J: Tensor) -> tuple[Tensor, Lift]:
         # Woodbury: Sigma J^T = u^{-1} (J^T - W^T (I + W u^{-1} W^T)^{-1} W u^{-1} J^T)
-        scale = self.entries.rsqrt()
-        low, rows = self.factor * scale, J * scale
-        cross = low @ rows.T
-        mixed = torch.cholesky_solve(cross, _cholesky_plus_identity(low @ low.T))  # k x rows
+        k = self.factor.shape[0]
+        gram = _gram(self.factor, J, self.entries)
+        cross = gram[:k, k:]
+        mixed = torch.cholesky_solve(cross, _cholesky_plus_identity(gram[:k, :k]))  # k x rows
 
         def lift(a: Tensor) -> Tensor:
-            return (a @ J - (mixed @ a) @ self.factor) / self.entries
+            return (a @ J - (mixed.to(a) @ a) @ self.factor) / self.entries
 
-        return rows @ rows.T - cross.T @ mixed, lift
+        return (gram[k:, k:] - cross.T @ mixed).to(J), lift
 
     def learned(self, A: Tensor, mean: Tensor) -> LowRankBelief:
         k = self.factor.shape[0]
         if k + A.shape[0] <= self.rank:
             return LowRankBelief(mean, self.entries, torch.cat([self.factor, A]), self.rank)
-        cross = self.factor @ A.T
-        gram = torch.cat([torch.cat([self.factor @ self.factor.T, cross], 1), torch.cat([cross.T, A @ A.T], 1)])
-        vectors = torch.linalg.eigh(gram).eigenvectors.T  # ascending: the last L are kept
-        rotated = torch.addmm(vectors[:, :k] @ self.factor, vectors[:, k:], A)
-        dropped, kept = rotated[: -self.rank], rotated[-self.rank :]
-        return LowRankBelief(mean, self.entries + dropped.square().sum(0), kept.clone(), self.rank)
+        vectors = torch.linalg.eigh(_gram(self.factor, A)).eigenvectors.T[-self.rank :].to(A)  # ascending: the last are kept
+        kept, entries = A.new_empty(self.rank, A.shape[1]), torch.empty_like(self.entries)
+        for part in _blocks(A.shape[1]):
+            both = torch.cat([self.factor[:, part], A[:, part]])
+            torch.mm(vectors, both, out=kept[:, part])
+            # Rotations keep the squares of a column, so that what was dropped is what is missing; below zero is rounding.
+            dropped = both.square_().sum(0).sub_(kept[:, part].square().sum(0)).clamp_min_(0.0)
+            entries[part] = dropped.add_(self.entries[part])
+        return LowRankBelief(mean, entries, kept, self.rank)
 
     def aged(self, settings: FilterSettings, centre: Tensor | None = None) -> LowRankBelief:
         gamma, q, alpha = settings.forgetting, settings.process_noise, settings.inflation
@@ -90,6 +95,22 @@ def prior_belief(mean: Tensor, variance: float, rank: int) -> LowRankBelief:
     if not variance > 0.0:
         raise InvalidOptionError(f"variance={variance} must be positive")
     return LowRankBelief(mean, torch.full_like(mean, 1 / variance), mean.new_zeros(0, mean.shape[0]), rank)
+
+
+def _blocks(size: int) -> list[slice]:
+    """Of weights: what is read of a block stays in the processor's cache while it is used."""
+    return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
+
+
+def _gram(first: Tensor, second: Tensor, entries: Tensor | None = None) -> Tensor:
+    """``V diag(u)^{-1} V^T`` of the rows of both, in double precision; ``entries``: ``u``, by default 1."""
+    total = torch.zeros(first.shape[0] + second.shape[0], first.shape[0] + second.shape[0], dtype=torch.float64).to(first.device)
+    for part in _blocks(first.shape[1]):
+        both = torch.cat([first[:, part], second[:, part]])
+        if entries is not None:
+            both *= entries[part].rsqrt()
+        total += both @ both.T
+    return total
 
 
 def _cholesky_plus_identity(gram: Tensor) -> Tensor:

@@ -140,11 +140,15 @@ def absorb(
             rows = J.flatten(0, 1)
             covariance, lift = belief.seen(rows)
         root = likelihood.root(values, noise)
-        offset = apply_root_transposed(root, (rows @ (z - mean)).reshape(n, num_latents))
-        residual = (likelihood.whitened_score(values, Y, noise) + offset).flatten()
+        residual = likelihood.whitened_score(values, Y, noise)
+        if i > 0:
+            residual = residual + apply_root_transposed(root, (rows @ (z - mean)).reshape(n, num_latents))
         factor = _plus_identity(whiten_both(root, covariance, num_latents))
-        solved = torch.cholesky_solve(residual.unsqueeze(-1), factor).reshape(n, num_latents)
+        solved = torch.cholesky_solve(residual.reshape(-1, 1), factor).reshape(n, num_latents)
         pull = apply_root(root, solved).flatten()
+        if settings.iterations == 1 and settings.halvings == 0:
+            z = mean + lift(pull)
+            break
         step, push = mean + lift(pull) - z, pull @ rows - force
         fraction = 1.0
         if settings.halvings > 0:
