@@ -140,13 +140,18 @@ class Surrogate(SurrogateState):
         X, Y, Yvar = self._check_data(X, Y, Yvar)
         X, Y = X.detach(), Y.detach()
         as_they_are = None if self._lik.has_noise else self.output_dim
-        self._scaling = Scaling.learn(X.to(torch.float64), Y.to(torch.float64), self._bounds, as_they_are, self._outcome_bounds)
+        inputs, outcomes = X.to(torch.float64), Y.to(torch.float64)
+        self._scaling = Scaling.learn(inputs, outcomes, self._input_bounds(inputs), as_they_are, self._outcome_bounds)
         self._X, self._Y, self._Yvar, self._num_rows = X, Y, None if Yvar is None else Yvar.detach(), X.shape[0]
         with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
             self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
         self._settle()
         self._drop_rows()
         return self
+
+    def _input_bounds(self, X: Tensor) -> Tensor | None:
+        """``2 x d`` that become the unit cube for the data ``X: n x d``; ``None``: their spread decides."""
+        return self._bounds
 
     def _drop_rows(self) -> None:
         """Where rows are not kept: empty tensors in their place, which tell types, and that there was a fit."""

@@ -43,6 +43,10 @@ class GPSurrogate(KernelSurrogate):
             "mean": like.new_zeros(self.output_dim),
         }
 
+    def _input_bounds(self, X: Tensor) -> Tensor:
+        """Without bounds the range of the data, as BoTorch's ``Normalize`` has it: the baseline is that model."""
+        return torch.stack([X.amin(0), X.amax(0)]) if self._bounds is None else self._bounds
+
     def _learn(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         lengthscale, mean, variance = fit_single_task_gp(X, Y, noise)
         return {"lengthscale": lengthscale, "mean": mean}, variance
