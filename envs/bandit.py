@@ -3,8 +3,8 @@
 `reset()` yields the next context and `reset(seed=s)` begins the problem anew; `step(arm)` returns the same context, the reward
 and `terminated=True`. Rewards of ALL arms are drawn in every round, whatever is played, so that two policies under one seed meet
 the same contexts and the same noise. `info` holds, for judging only, `regret` (expected: best mean minus the played arm's),
-`realised_regret` (the drawn reward of the best arm minus the one received), `optimal_arm`, `mean_rewards` and `true_value` (the
-played arm's mean).
+`realised_regret` (the drawn reward of the best arm minus the one received), `hindsight_regret` (the largest drawn reward minus
+the one received), `optimal_arm`, `mean_rewards` and `true_value` (the played arm's mean).
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class BanditEnv(gymnasium.Env[Array, Any]):
         info = {
             "regret": float(means[best] - means[arm]),
             "realised_regret": float(rewards[best] - rewards[arm]),
+            "hindsight_regret": float(rewards.max() - rewards[arm]),
             "optimal_arm": best,
             "mean_rewards": means,
             "true_value": float(means[arm]),

@@ -170,6 +170,9 @@ _ENTRIES: dict[str, _Entry] = {
     "AbruptLinearBandit": _bandit(
         "eight linear arms that are others after every 500 rounds", "bandit:LinearBanditEnv", change_every=500
     ),
+    "DriftingBernoulliBandit": _bandit(
+        "ten arms, won or lost, whose odds walk at random", "bernoulli_bandit:DriftingBernoulliBanditEnv"
+    ),
     "NeuralTestbedBandit": _bandit("a hundred points of the plane, won or lost", "bandit:NeuralTestbedBanditEnv"),
     "DigitsBandit": _bandit("say which digit an image shows, told only right or wrong", _TABLE, dataset="digits"),
     "WineBandit": _bandit("say which wine it is, told only right or wrong", _TABLE, dataset="wine"),

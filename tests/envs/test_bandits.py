@@ -57,6 +57,26 @@ def test_rounds_do_not_depend_on_what_is_played(env: Any) -> None:
     assert play([0] * 8) == play([1] * 8)
 
 
+def test_odds_that_walk() -> None:
+    """One step before every round, the first one too; the best drawn reward is what hindsight compares with."""
+    bandit = make("seqbdl/DriftingBernoulliBandit-v0", num_arms=3, drift=0.01)
+    bandit.reset(seed=0)
+    before, missed = bandit.problem["p"].copy(), []
+    steps = []
+    for _ in range(400):
+        _, reward, *_, info = bandit.step(1)
+        missed.append(info["hindsight_regret"])
+        assert info["hindsight_regret"] in (0.0, 1.0 - reward)
+        bandit.reset()
+        steps.append(bandit.problem["p"] - before)
+        before = bandit.problem["p"].copy()
+    inside = np.abs(np.array(steps))[(np.array(steps) != 0)]
+    assert 0.06 < inside.std() * (1 - 2 / np.pi) ** -0.5 < 0.14  # of |N(0, 0.01)|, less what was clipped
+    assert 0.0 < np.mean(missed) < 1.0
+    with pytest.raises(ValueError, match="drift"):
+        make("seqbdl/DriftingBernoulliBandit-v0", drift=-1.0)
+
+
 def test_position(env: Any) -> None:
     env.reset(seed=1)
     env.step(0)
