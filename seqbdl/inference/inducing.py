@@ -295,19 +295,15 @@ def spread_rows(kernel: Tensor, count: int) -> Tensor:
     n = kernel.shape[-1]
     variance = kernel.diagonal().clone()
     floor = 1e-7 * float(variance.mean())
-    columns: list[Tensor] = []
+    columns = kernel.new_zeros(min(count, n), n)
     picks: list[int] = []
-    for _ in range(min(count, n)):
+    for i in range(min(count, n)):
         pick = int(variance.argmax())
         if float(variance[pick]) <= floor:
             break
-        column = kernel[:, pick]
-        if columns:
-            stacked = torch.stack(columns)
-            column = column - stacked[:, pick] @ stacked
-        column = column / variance[pick].sqrt()
-        columns.append(column)
-        variance = (variance - column.square()).clamp_min(0.0)
+        column = kernel[:, pick] - columns[:i, pick] @ columns[:i]
+        columns[i] = column / variance[pick].sqrt()
+        variance = (variance - columns[i].square()).clamp_min(0.0)
         variance[pick] = 0.0
         picks.append(pick)
     return torch.tensor(sorted(picks), device=kernel.device)

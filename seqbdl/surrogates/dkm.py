@@ -19,6 +19,7 @@ from seqbdl.inference.inducing import BoundSettings, spread_rows
 from seqbdl.inference.infinite_width import WidthScales, default_scales
 from seqbdl.inference.kernel_machine import (
     INFINITE,
+    LOG_SD,
     Choice,
     Machine,
     MachineSettings,
@@ -29,11 +30,13 @@ from seqbdl.inference.kernel_machine import (
 )
 from seqbdl.inference.kernel_machine_bound import train_machines_by_bound
 from seqbdl.networks.activations import ACTIVATIONS
+from seqbdl.posteriors.inducing import best_noise, project
+from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.inducing import InducingSurrogate
 
 _MIN_ROWS = 8  # fewer say nothing about nu
-_EVIDENCE_ROWS = 512  # a random sample that sets the scales of the infinitely wide network where max_rows is exceeded
+_EVIDENCE_ROWS = 512  # a random sample that trains the kernel where max_rows is exceeded
 _SPREAD_ROWS = 1024  # a random sample, at most, that inducing inputs are taken from
 _BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
 _GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
@@ -160,30 +163,58 @@ class DKMSurrogate(InducingSurrogate):
         return self._lik.name == "gaussian" and num_rows <= self.max_rows
 
     def _inducing_inputs(self) -> Tensor:
-        return self._hyper["Z"]
+        return self._hyper["basis"]
 
     def _learn(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         rows = X.shape[0]
         generator = torch.Generator().manual_seed(self.seed)
         machine = self._infinitely_wide(X, Y, noise, generator)
         nus = self._candidates(rows)
-        settings = replace(self.settings, exact_rows=self.max_rows if self.image_shape is None else _IMAGE_ROWS)
+        settings = replace(self.settings, exact_rows=max(self.max_rows, _EVIDENCE_ROWS))
         if len(nus) > 1 or not math.isinf(nus[0]):
             if self._lik.name != "gaussian" or self.batch_size is not None or rows > _BATCHED:
                 steps, rate, size = self.steps or 150, self.settings.learning_rate, self.batch_size or 512
                 bound = BoundSettings(steps, rate, size if self.batch_size or rows > _BATCHED else rows)
                 machine = train_machines_by_bound(machine, X, Y, self._lik, noise, nus, generator, bound)
+                self._inflation = 1.0
             else:
                 choice = Choice(nus[0], self._inflation if self.nu is None else 1.0)
+                some = self._evidence_rows(X, generator)
+                known = noise if noise is None or noise.shape[0] == 1 else noise[some]
                 if len(nus) > 1:
-                    choice = choose_nu(machine, X, Y, noise, nus, generator, settings)
+                    choice = choose_nu(machine, X[some], Y[some], known, nus, generator, settings)
                 self._inflation = choice.inflation
                 if not math.isinf(choice.nu):
-                    machine = self._descend(machine, X, Y, noise, choice.nu, generator, settings)
-                    machine = inflated(machine, choice.inflation)
+                    machine = self._descend(machine, X[some], Y[some], known, choice.nu, generator, settings)
         self._chosen_rows = rows if len(nus) > 1 else self._chosen_rows
+        machine, basis = self._on_a_basis(machine, X, Y, noise, generator)
+        if not math.isinf(machine.nu):
+            machine = inflated(machine, self._inflation)
         own = machine.noise.expand(self.output_dim)
-        return _tree(machine), own.unsqueeze(0) if noise is None else noise
+        return {**_tree(machine), "basis": basis}, own.unsqueeze(0) if noise is None else noise
+
+    def _on_a_basis(
+        self, machine: Machine, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator
+    ) -> tuple[Machine, Tensor]:
+        """What the top layer stands on where it is not exact, and the noise that all rows say there.
+
+        Gram matrices need few inducing inputs, predictions more: their error adds to the noise of the bound that trained them.
+        """
+        if self._is_exact(X.shape[0]) or self._lik.name != "gaussian":
+            return machine, machine.kernel.Z
+        few = torch.randperm(X.shape[0], generator=generator)[: 2 * self.max_rows].sort().values.to(X.device)
+        with torch.no_grad():
+            basis = X[few][spread_rows(self._shared_kernel(machine.kernel, X[few], X[few]), self.max_rows)]
+            if noise is not None:
+                return machine, basis
+            factor = jittered_cholesky(self._shared_kernel(machine.kernel, basis, basis))
+            some = X.shape[0] if X.shape[0] <= _BATCHED else _BATCHED
+            rows = torch.randperm(X.shape[0], generator=generator)[:some].to(X.device)
+            A = project(factor, self._shared_kernel(machine.kernel, basis, X[rows]))
+            centre = self._default_scales(X).noise.log()
+            prior = lambda logs: -0.5 * ((logs - centre) / LOG_SD["noise"]).square()  # noqa: E731
+            own = best_noise(A, gram_diagonal(machine.kernel, X[rows]), Y[rows].T, prior)
+        return replace(machine, noise=own), basis
 
     def _descend(
         self,
@@ -217,11 +248,7 @@ class DKMSurrogate(InducingSurrogate):
     def _infinitely_wide(self, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator) -> Machine:
         """``nngp``, and the inducing inputs under its kernel."""
         warm = self.kernel.scales if self._conditioning.num_rows else None
-        some = torch.arange(X.shape[0])
-        most = max(self.max_rows, _EVIDENCE_ROWS) if self.image_shape is None else _IMAGE_ROWS
-        if X.shape[0] > most:
-            some = torch.randperm(X.shape[0], generator=generator)[: min(most, _EVIDENCE_ROWS)].sort().values
-        some = some.to(X.device)
+        some = self._evidence_rows(X, generator)
         known = noise if noise is None or noise.shape[0] == 1 else noise[some]
         if not self._has_closed_scales:
             first = self._default_scales(X) if warm is None else warm.to(X)
@@ -252,6 +279,14 @@ class DKMSurrogate(InducingSurrogate):
             Z = X[few][spread_rows(gram(kernel, X[few], X[few]), self.num_inducing)]
             return Machine(self._plain_kernel(scales, Z), own, INFINITE, 0.0)
 
+    def _evidence_rows(self, X: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows whose exact evidence trains the kernel: all, or a random sample of them. A bound on the evidence of all rows is
+        worse: at few inducing inputs it takes what they cannot explain for noise, and smooths."""
+        rows, most = X.shape[0], max(self.max_rows, _EVIDENCE_ROWS) if self.image_shape is None else _IMAGE_ROWS
+        if rows <= most:
+            return torch.arange(rows, device=X.device)
+        return torch.randperm(rows, generator=generator)[: min(most, _EVIDENCE_ROWS)].sort().values.to(X.device)
+
     def _train_infinitely_wide(
         self, machine: Machine, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator
     ) -> Machine:
@@ -269,15 +304,16 @@ class DKMSurrogate(InducingSurrogate):
         machine = infinite_width.alternate_with_sites(prior, learn, machine, Y, self._lik, self.num_latents)
         return replace(machine, noise=torch.ones_like(machine.noise))
 
+    def _shared_kernel(self, kernel: GramKernel, X1: Tensor, X2: Tensor) -> Tensor:
+        """``batch x q1 x q2``, in parts where there is a block per pixel."""
+        if not isinstance(kernel.layout, Images):
+            return gram(kernel, X1, X2)
+        each = kernel.layout.num_pixels * X2.shape[-2] * math.prod(X1.shape[:-2])
+        parts = X1.split(max(1, _MOST_NUMBERS // max(1, each)), -2)
+        return torch.cat([gram(kernel, part, X2) for part in parts], -2)
+
     def _kernel(self, X1: Tensor, X2: Tensor) -> Tensor:
-        kernel = self.kernel
-        if isinstance(kernel.layout, Images):
-            each = kernel.layout.num_pixels * X2.shape[-2] * math.prod(X1.shape[:-2])
-            parts = X1.split(max(1, _MOST_NUMBERS // max(1, each)), -2)
-            K = torch.cat([gram(kernel, part, X2) for part in parts], -2)
-        else:
-            K = gram(kernel, X1, X2)
-        K = K.unsqueeze(-3)
+        K = self._shared_kernel(self.kernel, X1, X2).unsqueeze(-3)
         return K.expand(*K.shape[:-3], self.num_latents, *K.shape[-2:])
 
     def _prior_variance(self, X: Tensor) -> Tensor:

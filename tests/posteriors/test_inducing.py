@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seqbdl.inference.features import squared_exponential
 from seqbdl.posteriors import kernel_conditioning
-from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows, project
+from seqbdl.posteriors.inducing import InducingSums, add_gaussian, best_noise, no_rows, project
 
 
 def problem(n: int = 20, P: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,3 +84,21 @@ def test_draws_have_the_posterior_of_the_whitened_weights() -> None:
     sd = covariance.diagonal().sqrt()
     assert float(((v.mean(0) - covariance @ sums.b[0]).abs() / sd).max()) < 4.5 / 20000**0.5
     assert float(((v.T.cov() - covariance) / sd / sd[:, None]).abs().max()) < 5 * (2 / 20000) ** 0.5
+
+
+def test_the_best_noise_is_where_the_bound_is_highest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    A = 0.3 * torch.randn(6, 40, generator=generator, dtype=torch.float64)
+    Y = torch.stack([A.T @ torch.ones(6).double(), torch.zeros(40).double()])
+    Y = Y + torch.tensor([[0.1], [0.5]]).double() * torch.randn(2, 40, generator=generator, dtype=torch.float64)
+    diagonal = A.square().sum(0) + 0.01
+    prior = lambda logs: -0.5 * (logs + 2.0).square()  # noqa: E731
+    best = best_noise(A, diagonal, Y, prior)
+
+    def bound(noise: Tensor) -> Tensor:
+        sums = no_rows(torch.eye(6).double().unsqueeze(0), 2)
+        sums = add_gaussian(sums, A.unsqueeze(0), diagonal.unsqueeze(0), Y, noise.unsqueeze(-1).expand_as(Y))
+        return sums.bound + prior(noise.log())
+
+    for factor in (0.9, 1.1):  # the grid of values is finer
+        assert bool((bound(factor * best) < bound(best)).all())

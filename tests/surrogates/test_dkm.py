@@ -169,3 +169,51 @@ def test_options_are_checked() -> None:
     for options in ({"nu": 0.0}, {"nu": float("nan")}, {"depth": 0}, {"num_inducing": 1}):
         with pytest.raises(InvalidOptionError):
             make(**options)
+
+
+def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A bright stroke, upright or flat, somewhere in 4 x 4 pixels of noise; which one it is."""
+    generator = torch.Generator().manual_seed(seed)
+    X = 0.2 * torch.rand(n, 4, 4, generator=generator, dtype=torch.float64)
+    labels, places = torch.randint(2, (n,), generator=generator), torch.randint(4, (n,), generator=generator)
+    for image, label, place in zip(X, labels, places, strict=True):
+        (image if label else image.T)[place] += 0.7
+    return X.flatten(1), labels.double().unsqueeze(-1)
+
+
+@pytest.mark.parametrize("nu", [math.inf, 20.0])
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_convolutions_tell_strokes_apart(likelihood: str, nu: float) -> None:
+    X, Y = pictures(40, 0)
+    X_test, Y_test = pictures(60, 1)
+    options = {"likelihood": likelihood, "nu": nu, "image_shape": (1, 4, 4), "num_inducing": 12, "steps": 8, "max_iterations": 15}
+    surrogate = seqbdl.make_surrogate(
+        "dkm", 16, 1 if likelihood == "gaussian" else 2, bounds=BOUNDS[:, :1].repeat(1, 16), **options
+    )
+    surrogate.fit(X, Y)
+    prediction = surrogate.predict(X_test)
+    said = prediction.mean if likelihood == "gaussian" else prediction.mean[..., 1:]
+    assert float(((said > 0.5) == (Y_test > 0.5)).double().mean()) > 0.8
+    again = seqbdl.make_surrogate("dkm", 16, surrogate.output_dim, bounds=BOUNDS[:, :1].repeat(1, 16), **options)
+    again.load_state(surrogate.save_state())
+    torch.testing.assert_close(again.posterior(X_test).mean, surrogate.posterior(X_test).mean)
+    draws = surrogate.sample_functions(200, torch.Generator().manual_seed(0))(X_test[:4]).detach()
+    posterior = surrogate.posterior(X_test[:4])
+    error = (draws.mean(0) - posterior.mean).abs() / posterior.variance.sqrt()
+    assert float(error.max()) < 4.5 / 200**0.5
+
+
+def test_images_have_the_shape_that_is_said() -> None:
+    for options in ({"image_shape": (1, 4, 5)}, {"image_shape": (4, 4)}, {"image_shape": (1, 4, 4), "patch_size": 2}):
+        with pytest.raises(InvalidOptionError):
+            seqbdl.make_surrogate("dkm", 16, **options)
+
+
+def test_predictions_beyond_max_rows_stand_on_more_rows_than_gram_matrices() -> None:
+    X, Y = steps(300, 0)
+    surrogate = make(nu=30.0, max_rows=150, num_inducing=15, steps=5).fit(X, Y)
+    assert surrogate.kernel.Z.shape == (15, 2)
+    assert surrogate._basis.shape == (150, 2)
+    X_test, Y_test = steps(200, 1)
+    exact = make(nu=30.0, num_inducing=15, steps=5).fit(X, Y)
+    assert log_density(surrogate, X_test, Y_test) > log_density(exact, X_test, Y_test) - 0.2
