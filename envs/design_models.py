@@ -56,6 +56,11 @@ class LinearGaussian:
     def log_prior(self, theta: Tensor) -> Tensor:
         return log_normal(theta, 0.0, self.scale).sum(-1)
 
+    def moments(self, theta: Tensor, design: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of an outcome."""
+        mean = (theta * design).sum(-1)
+        return mean, torch.full_like(mean, self.noise)
+
     def log_prob(self, y: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         return log_normal(y.squeeze(-1), (theta * design).sum(-1), self.noise)
 
@@ -130,6 +135,11 @@ class LocationFinding:
             total = total + (distance + self.CLOSEST).reciprocal()
         assert isinstance(total, Tensor)
         return total.log()
+
+    def moments(self, theta: Tensor, design: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the log intensity."""
+        mean = self.mean(theta, design)
+        return mean, torch.full_like(mean, self.NOISE)
 
     def log_prob(self, y: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         return log_normal(y.squeeze(-1), self.mean(theta, design), self.NOISE)

@@ -13,6 +13,8 @@ from seqbdl.acquisition.eig.contrastive import standard_error
 from seqbdl.acquisition.eig.perceptron import Perceptron
 from seqbdl.errors import InvalidDataError, InvalidOptionError, ShapeError
 
+_EXACT = 1e-7  # of the prior's standard deviation: nothing is left of it
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -96,9 +98,10 @@ class NormalPosteriors(torch.nn.Module):
         rest = theta - rows @ fit
         covariance = rest.mT @ rest / n
         factor, info = torch.linalg.cholesky_ex(covariance)
-        if bool((info > 0).any()):
+        known = (factor.diagonal(dim1=-2, dim2=-1) < _EXACT * theta.std(0)).any(-1) | (info > 0)
+        if bool(known.any()):
             raise InvalidDataError(
-                f"given the outcomes at design {int((info > 0).nonzero()[0])} some parameter is known exactly; no density exists"
+                f"given the outcome at design {int(known.nonzero()[0])} some parameter is known exactly; no density exists"
             )
         start = torch.linalg.solve_triangular(factor, torch.eye(p, dtype=torch.float64), upper=False)
         self.constant = torch.nn.Parameter(fit[..., :1, :])
