@@ -1,13 +1,18 @@
-"""Learning from streams: tasks that come one after the other, worlds that change, and campaigns that follow campaigns.
+"""Worlds that change, campaigns that follow campaigns, and what it costs to refit.
 
-python benchmarks/continual.py            # writes benchmarks/results/continual.md
-python benchmarks/continual.py --quick    # a minute, prints only
-python benchmarks/continual.py --fashion FOLDER   # Split Fashion-MNIST too, from Debian's dataset-fashion-mnist
+python benchmarks/drift.py            # writes benchmarks/results/drift.md
+python benchmarks/drift.py --quick    # a minute, prints only
+python benchmarks/drift.py --parts streams   # real streams, of the package river where it is installed
+
+Tables of parts that are not run again stay in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +21,10 @@ import numpy as np
 import torch
 
 import seqbdl
-from seqbdl.loops import BOCD, BayesOptLoop, ContinualLoop, Forgetting, Real, SoftReset, Space, TemperedBeam, run
+from seqbdl.loops import BOCD, BanditLoop, BayesOptLoop, ContinualLoop, Forgetting, Real, SoftReset, Space, TemperedBeam, run
 
-RESULTS = Path(__file__).parent / "results" / "continual.md"
-DIAGONAL = {"network": (64,), "num_branches": 1, "covariance": "diagonal-variational"}
-TASK_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ekf, diagonal": ("ekf", DIAGONAL),
-    "lofi, rank 20": ("lofi", {"network": (64,), "num_branches": 1, "rank": 20}),
-    "last-layer-laplace": ("last-layer-laplace", {"network": (64,), "num_networks": 1}),
-    "ensemble (512 rows of memory)": ("ensemble", {"network": (64,), "num_members": 4}),
-}
-PARTS = ("tasks", "change", "transfer")
-KEYS = ("average_accuracy", "learning_accuracy", "backward_transfer", "average_nll", "average_ece", "seconds_per_step")
+RESULTS = Path(__file__).parent / "results" / "drift.md"
+PARTS = ("change", "streams", "bandit", "transfer", "refit")
 RULES: dict[str, Any] = {
     "no change expected": None,
     "forgetting 0.99": Forgetting(0.99),
@@ -37,6 +34,7 @@ RULES: dict[str, Any] = {
     "tempered beam, 4": TemperedBeam(0.01, 0.0, 4),
     "BOCD, 10 run lengths": BOCD(0.01, 10),
 }
+FILTER = {"network": (8,), "batch_rows": 64}
 
 
 def table(title: str, heads: list[str], rows: list[list[str]]) -> str:
@@ -47,48 +45,6 @@ def table(title: str, heads: list[str], rows: list[list[str]]) -> str:
 def spread(values: list[float], digits: int = 3) -> str:
     error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}" if len(values) > 1 else f"{values[0]:.{digits}f}"
-
-
-def tasks(env_id: str, seeds: int, methods: list[str], **options: Any) -> list[list[str]]:
-    """Average accuracy, backward transfer, NLL, ECE and seconds of every method, and of one fit to all tasks at once."""
-    rows = []
-    for label in methods:
-        name, settings = TASK_METHODS[label]
-        found: dict[str, list[float]] = {}
-        for seed in range(seeds):
-            env = gymnasium.make(env_id, **options)
-            env.reset(seed=seed)
-            steps = env.unwrapped.num_steps  # type: ignore[attr-defined]
-            loop = ContinualLoop(env, name, warmup=options["chunk"], seed=seed, surrogate_options=settings)
-            summary = run(loop, env, steps, progress=False).summary()  # type: ignore[arg-type]
-            keys = (
-                "average_accuracy",
-                "learning_accuracy",
-                "backward_transfer",
-                "average_nll",
-                "average_ece",
-                "seconds_per_step",
-            )
-            for key in keys:
-                found.setdefault(key, []).append(summary[key])  # type: ignore[index]
-        rows.append([label, *(spread(values) for values in found.values())])
-    name, settings = TASK_METHODS[methods[0]]
-    joint = []
-    for seed in range(seeds):
-        env = gymnasium.make(env_id, **options).unwrapped
-        env.reset(seed=seed)
-        streams: Any = env
-        X = torch.cat([torch.tensor(task.X) for task in streams.tasks])
-        Y = torch.cat([torch.tensor(task.Y) for task in streams.tasks])
-        model = seqbdl.make_surrogate(name, X.shape[1], 10, "categorical", seed=seed, **settings).fit(X, Y)
-        hits = []
-        for task in streams.tasks:
-            probs = model.predict(torch.tensor(task.test_X)).probs
-            assert probs is not None
-            hits.append(float((probs.argmax(-1) == torch.tensor(task.test_Y[:, 0])).double().mean()))
-        joint.append(float(np.mean(hits)))
-    rows.append([f"{methods[0]}, all tasks at once", spread(joint), *[""] * 5])
-    return rows
 
 
 def drift(seeds: int, length: int, num_tasks: int) -> list[list[str]]:
@@ -112,6 +68,104 @@ def drift(seeds: int, length: int, num_tasks: int) -> list[list[str]]:
             if "Piecewise" in env_id:
                 row += [spread(after), f"{1e3 * np.mean(seconds):.0f}"]
         rows.append(row)
+    return rows
+
+
+def real_streams(length: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and outcomes in their order: approval of a president from five polls, and the flow of water in a main, by the hour
+    of the day and the value an hour ago; empty without the package river."""
+    try:
+        from river import datasets
+    except ModuleNotFoundError:
+        return {}
+    approval = [(list(x.values())[1:], y) for x, y in datasets.TrumpApproval()][:length]
+    flow = list(datasets.WaterFlow())[: length + 1]
+    hours = [2 * math.pi * (x["Time"].hour + x["Time"].minute / 60) / 24 for x, _ in flow]
+    water = [
+        ([math.sin(h), math.cos(h), float(before)], now)
+        for h, (_, before), (_, now) in zip(hours[1:], flow[:-1], flow[1:], strict=True)
+    ]
+    found = {"approval": approval, "water": water}
+    return {
+        name: (torch.tensor([x for x, _ in rows]).double(), torch.tensor([[y] for _, y in rows]).double())
+        for name, rows in found.items()
+    }
+
+
+def streams(length: int) -> list[list[str]]:
+    """Prequential log loss per row of every rule on real streams, with a small Kalman filter over a network's weights, and of a
+    forecast that repeats the last outcome with the spread of past changes."""
+    rows = {label: [label] for label in ["the last outcome again", *RULES]}
+    for X, Y in real_streams(length).values():
+        changes = Y[1:, 0].diff().abs()
+        spread = (changes.square().cumsum(0) / torch.arange(1, len(changes) + 1)).sqrt()[19:-1]
+        normal = torch.distributions.Normal(Y[21:-1, 0], spread)
+        rows["the last outcome again"].append(f"{-float(normal.log_prob(Y[22:, 0]).mean()):.3f}")
+        bounds = torch.stack([X.min(0).values, X.max(0).values])
+        for label, rule in RULES.items():
+            loop = ContinualLoop(None, seqbdl.make_surrogate("ekf", X.shape[1], bounds=bounds, **FILTER), change=rule, warmup=20)
+            for x, y in zip(X.split(1), Y.split(1), strict=True):
+                loop.tell(loop.ask(x), y)
+            rows[label].append(f"{loop.history.losses[-(len(Y) - 20) :].mean():.3f}")
+    return list(rows.values())
+
+
+def bandit(seeds: int, rounds: int) -> list[list[str]]:
+    """Regret on ten arms whose odds walk at random; half of what a policy that knows the odds has cannot be avoided."""
+    rows = []
+    for label, options in {
+        "upper bound, forgetting 0.94": {"policy": "ucb", "beta": 1.0, "forgetting": 0.94},
+        "upper bound, forgetting 0.99": {"policy": "ucb", "beta": 1.0, "forgetting": 0.99},
+        "Thompson, forgetting 0.94": {"policy": "thompson", "forgetting": 0.94},
+        "upper bound, no forgetting": {"policy": "ucb", "beta": 1.0},
+    }.items():
+        drawn, expected = [], []
+        for seed in range(seeds):
+            env: Any = gymnasium.make("seqbdl/DriftingBernoulliBandit-v0").unwrapped
+            settings = {"prior_precision": 0.3, "b0": 0.9}
+            loop = BanditLoop(
+                env, "linear", refit_every=None, memory=0, propensity_samples=0, seed=seed, surrogate_options=settings, **options
+            )
+            context, _ = env.reset(seed=seed)
+            totals = np.zeros(2)
+            for _ in range(rounds):
+                arm: Any = loop.ask(context)
+                _, reward, *_, info = env.step(arm)
+                loop.tell(arm, reward)
+                totals += info["hindsight_regret"], info["regret"]
+                context, _ = env.reset()
+            drawn.append(totals[0])
+            expected.append(totals[1])
+        rows.append([label, spread(drawn, 1), spread(expected, 1)])
+    return rows
+
+
+def refit(seeds: int, budget: int) -> list[list[str]]:
+    """Regret of Bayesian optimization, and seconds in the model, when it is fitted anew with every trial, with every fifth, or
+    once."""
+    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 201, dtype=torch.float64)] * 2)
+    best, space = float(wave(grid).max()), Space([Real("a", 0, 1), Real("b", 0, 1)])
+    rows = []
+    for surrogate, options in {"gp": {}, "ensemble": {"num_members": 8}, "last-layer-laplace": {}}.items():
+        for policy in ("every", 5, "update"):
+            regrets, seconds = [], []
+            for seed in range(seeds):
+                loop = BayesOptLoop(
+                    space,
+                    surrogate,
+                    "qLogEI",
+                    refit=policy,
+                    initial=8,
+                    seed=seed,
+                    surrogate_options=options,  # type: ignore[arg-type]
+                )
+                start = time.process_time()
+                for _ in range(budget):
+                    point = loop.ask()
+                    loop.tell(point, float(wave(torch.tensor([[point["a"], point["b"]]], dtype=torch.float64))))
+                seconds.append((time.process_time() - start) / budget)
+                regrets.append(float(best - loop.history.best_so_far()[-1]))
+            rows.append([surrogate, str(policy), spread(regrets, 4), f"{np.mean(seconds):.2f}"])
     return rows
 
 
@@ -142,39 +196,52 @@ def transfer(seeds: int, budget: int) -> list[list[str]]:
     return rows
 
 
+def parts(names: list[str], quick: bool, seeds: int) -> dict[str, str]:
+    """A table per part."""
+    out = {}
+    if "change" in names:
+        heads = ["method", "abrupt: log loss", "first 50 rows after changes", "ms a row", "gradual: log loss"]
+        out["change"] = table(
+            "Change: log loss per row, before learning it", heads, drift(seeds, *((12, 2) if quick else (60, 2)))
+        )
+    if "streams" in names and real_streams(2):
+        heads = ["method", *real_streams(2)]
+        out["streams"] = table("Real streams: log loss per row, before learning it", heads, streams(30 if quick else 500))
+    if "bandit" in names:
+        heads = ["method", "regret to the best draw", "expected regret"]
+        rounds = 50 if quick else 10_000
+        out["bandit"] = table(f"Ten arms whose odds walk at random, {rounds} rounds", heads, bandit(seeds, rounds))
+    if "transfer" in names:
+        heads = ["method", "regret at half the budget", "regret", "power of the old campaign"]
+        out["transfer"] = table("An old campaign of 25 points", heads, transfer(seeds, 4 if quick else 16))
+    if "refit" in names:
+        heads = ["surrogate", "refit", "regret", "CPU s a trial"]
+        out["refit"] = table("When the model is fitted anew", heads, refit(seeds, 9 if quick else 25))
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small, prints only")
-    parser.add_argument("--fashion", metavar="FOLDER", help="the folder of Fashion-MNIST's files")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    seeds = 1 if args.quick else args.seeds
-    parts = []
-    if "tasks" in args.parts:
-        heads = ["method", "accuracy", "when learned", "backward transfer", "NLL", "ECE", "s per chunk"]
-        chosen = list(TASK_METHODS)[:1] if args.quick else list(TASK_METHODS)
-        sizes = {"per_task": 40, "per_test": 40, "chunk": 20, "num_tasks": 2} if args.quick else {"per_task": 100, "chunk": 20}
-        found = tasks("seqbdl/SplitDigits-v0", seeds, chosen, **sizes)
-        parts.append(table("Split digits, one head of ten classes, chunks of 20", heads, found))
-        if args.fashion:
-            sizes = {"per_task": 200, "per_test": 300, "chunk": 50, "folder": args.fashion}
-            found = tasks("seqbdl/SplitFashionMNIST-v0", 1, chosen[:1], **sizes)
-            parts.append(table("Split Fashion-MNIST, one head of ten classes, 200 images a task, one seed", heads, found))
-    if "change" in args.parts:
-        heads = ["method", "abrupt: log loss", "first 50 rows after changes", "ms a row", "gradual: log loss"]
-        found = drift(seeds, *((12, 2) if args.quick else (60, 2)))
-        parts.append(table("Change: log loss per row, before learning it", heads, found))
-    if "transfer" in args.parts:
-        heads = ["method", "regret at half the budget", "regret", "power of the old campaign"]
-        parts.append(table("An old campaign of 25 points", heads, transfer(seeds, 4 if args.quick else 16)))
-    text = "\n".join(parts)
-    print(text)
-    if not args.quick:
-        asked = f"--parts {' '.join(args.parts)} --seeds {seeds}"
-        head = f"# Learning from streams\n\n`python benchmarks/continual.py {asked}`; mean ± standard error.\n\n"
-        args.out.write_text(head + text, encoding="utf-8")
+    if args.quick:
+        print("\n".join(parts(args.parts, True, 1).values()))
+        return
+    for name in args.parts:
+        text = parts([name], False, args.seeds).get(name)
+        if text is None:
+            print(f"{name}: skipped; it needs the package river")
+            continue
+        print(text, flush=True)
+        command = f"`python benchmarks/drift.py --parts {name} --seeds {args.seeds}`; mean ± standard error."
+        old = args.out.read_text(encoding="utf-8") if args.out.exists() else "# Change, transfer and refits\n"
+        block = f"<!-- {name} -->\n{text}\n{command}\n<!-- end {name} -->\n"
+        pattern = re.compile(f"<!-- {name} -->.*<!-- end {name} -->\n", re.DOTALL)
+        new = pattern.sub(lambda _, block=block: block, old) if pattern.search(old) else old + "\n" + block
+        args.out.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ class DriftingBernoulliBanditEnv(BanditEnv):
     """`p` of every arm begins uniform in [0, 1]; before every round it takes a normal step and is clipped to [0, 1]
     (Duran-Martin et al. 2025). There is no context: it is always 0.
 
-    Published regrets compare with the best DRAWN reward of a round, `info["hindsight_regret"]`, which even a policy that knows all
-    `p` does not avoid.
+    Published regrets compare with the best DRAWN reward of a round, `info["hindsight_regret"]`, which even a policy that knows
+    all `p` does not avoid.
 
     Args:
         num_arms: `K`.
