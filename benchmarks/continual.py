@@ -39,7 +39,7 @@ CHOSEN: dict[str, dict[str, float]] = {
     "split": {"ewc": 1e4, "online-laplace": 100.0, "si": 10.0, "fromp": 10.0, "sfsvi": 1.0},
     "permuted": {"ewc": 100.0, "online-laplace": 1.0, "si": 10.0, "fromp": 0.5, "sfsvi": 1.0},
 }
-"""Strengths. Of ``split``, those of EWC and online Laplace had the highest accuracy in ``--sweep``. All others are published: SI's,
+"""Strengths. Of ``split``, those of EWC and online Laplace had the highest accuracy in ``--sweep``. Others are published: SI's,
 and EWC's of ``permuted``, in van de Ven's comparisons; FROMP's ``tau``; S-FSVI's own."""
 SCORES = ("accuracy", "when_learned", "backward_transfer", "nll", "ece")
 
