@@ -25,7 +25,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from seqbdl.errors import UnknownNameError
+from seqbdl.errors import NotPositiveDefiniteError, UnknownNameError
 from seqbdl.likelihoods import Likelihood
 from seqbdl.networks.activations import ACTIVATIONS, LEAK, activate, centred
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
@@ -201,7 +201,10 @@ def learn_scales(
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         theta = torch.from_numpy(x).to(X).requires_grad_(True)
-        value = objective(theta)
+        try:
+            value = objective(theta)
+        except NotPositiveDefiniteError:  # a step too far: the line search comes back
+            return 1e30, np.zeros_like(x)
         (gradient,) = torch.autograd.grad(value, theta)
         return -float(value.detach()), -gradient.detach().cpu().numpy().astype(np.float64)
 

@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from seqbdl.errors import NotPositiveDefiniteError
 from seqbdl.inference.gram import (
     GramKernel,
     divergences,
@@ -201,9 +202,12 @@ def _climb(objective: Callable[[Tensor, bool], Tensor], theta0: Tensor, max_iter
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         theta = torch.from_numpy(x).to(theta0).requires_grad_(True)
-        with torch.enable_grad():
-            value = objective(theta, False)
-            (gradient,) = torch.autograd.grad(value, theta)
+        try:
+            with torch.enable_grad():
+                value = objective(theta, False)
+                (gradient,) = torch.autograd.grad(value, theta)
+        except NotPositiveDefiniteError:  # a step too far: the line search comes back
+            return 1e30, np.zeros_like(x)
         if not bool(gradient.isfinite().all()) or not bool(value.isfinite()):
             return 1e30, np.zeros_like(x)
         return -float(value.detach()), -gradient.cpu().numpy().astype(np.float64)

@@ -212,7 +212,7 @@ def safe_cholesky(matrix: Tensor) -> Tensor:
             ten-thousandth of its diagonal.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if not bool(info.any()):
+    if not bool(info.any()) and bool(factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
         return factor
     size = f"a {matrix.shape[-2]} x {matrix.shape[-1]} covariance matrix"
     if not bool(matrix.isfinite().all()):

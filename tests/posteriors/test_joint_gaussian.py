@@ -7,9 +7,11 @@ import torch
 from botorch.sampling.normal import IIDNormalSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
-from seqbdl.posteriors.joint_gaussian import JointGaussian, safe_cholesky
+from seqbdl.errors import NotPositiveDefiniteError
+from seqbdl.posteriors.joint_gaussian import JointGaussian, jittered_cholesky, safe_cholesky
 
 
 def random_joint(q: int, m: int, coupled: bool, batch: tuple[int, ...] = (), seed: int = 0) -> JointGaussian:
@@ -153,6 +155,34 @@ def test_cholesky_adds_nothing_where_nothing_is_needed() -> None:
     for scale in (1e-12, 1.0, 1e12):  # the jitter is relative
         lifted = safe_cholesky(torch.full((3, 3), scale, dtype=torch.float64))
         torch.testing.assert_close(lifted @ lifted.mT, torch.full((3, 3), scale, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_jitter_goes_where_it_is_needed_and_ends_in_an_error_that_says_why(recwarn: pytest.WarningsRecorder) -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    sound, singular = root @ root.mT + torch.eye(5).double(), 1e-8 * torch.ones(5, 5).double()
+    factor = safe_cholesky(torch.stack([sound, singular]))  # of very different scales
+    torch.testing.assert_close(factor[0], torch.linalg.cholesky(sound), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(factor[1] @ factor[1].mT, singular, rtol=1e-5, atol=0)
+    assert not recwarn.list
+    indefinite = torch.ones(3, 3).double() - 1e-5 * torch.eye(3).double()
+    with pytest.warns(NumericalWarning, match="3 x 3"):
+        factor = safe_cholesky(indefinite)
+    torch.testing.assert_close(factor @ factor.mT, indefinite, rtol=0, atol=2e-4)
+    with pytest.warns(NumericalWarning), pytest.raises(NotPositiveDefiniteError, match=r"5 x 5.*not positive definite.*noise="):
+        safe_cholesky(-sound)
+    for bad in (float("nan"), float("inf")):
+        broken = sound.clone()
+        broken[2, 2] = bad
+        with pytest.raises(NotPositiveDefiniteError, match=r"5 x 5.*not finite.*bounds="):
+            safe_cholesky(broken)
+
+
+def test_a_jittered_factor_is_that_of_each_matrix_with_a_share_of_its_diagonal() -> None:
+    matrices = torch.stack([torch.ones(3, 3), 100 * torch.ones(3, 3)]).double()
+    factor = jittered_cholesky(matrices, 1e-3)
+    lift = torch.tensor([1e-3, 0.1]).double()[:, None, None] * torch.eye(3).double()
+    torch.testing.assert_close(factor @ factor.mT, matrices + lift)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -119,27 +119,6 @@ def test_no_worse_than_gp_on_measured_data(seed: int) -> None:
     assert scores["dkm"] > scores["gp"] - 0.1
 
 
-def test_draws_have_the_posteriors_moments_at_a_hundred_points() -> None:
-    X, Y = steps(40, 0)
-    surrogate = make(nu=20.0, steps=15, num_inducing=16).fit(X, Y)
-    X_test = torch.rand(100, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    n = 600
-    with torch.no_grad():
-        posterior = surrogate.posterior(X_test)
-        values = surrogate.sample_functions(n, torch.Generator().manual_seed(0))(X_test)
-    sd = posterior.variance.sqrt()
-    # The Monte Carlo errors of a mean and of a standard deviation; the largest of a hundred is about three of them.
-    assert float(((values.mean(0) - posterior.mean) / sd).abs().max()) < 0.1 + 3.5 / n**0.5
-    assert float((values.std(0) / sd - 1).abs().max()) < 0.05 + 3.5 / (2 * n) ** 0.5
-
-
-def test_two_hundred_points_together_are_positive_semi_definite() -> None:
-    surrogate = make(nu=20.0, steps=15).fit(*steps(40, 0))
-    X = torch.rand(200, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    covariance = surrogate.posterior(X).distribution.covariance_matrix
-    assert torch.linalg.eigvalsh(covariance).min() > -1e-8 * covariance.diagonal().max()
-
-
 @pytest.mark.parametrize("activation", ["erf", "relu", "squared-exponential"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_single_and_double_precision(dtype: torch.dtype, activation: str) -> None:

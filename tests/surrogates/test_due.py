@@ -163,19 +163,6 @@ def test_rings_are_classified_and_labels_update_online() -> None:
     assert surrogate.log_evidence() is None  # sites of old rows no longer know the new ones
 
 
-def test_draws_have_the_posteriors_moments() -> None:
-    X, Y = waves(60, 0)
-    surrogate = make(steps=20).fit(X, Y)
-    X_test = torch.rand(100, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    n = 1000
-    with torch.no_grad():
-        posterior = surrogate.posterior(X_test)
-        values = surrogate.sample_functions(n, torch.Generator().manual_seed(0))(X_test)
-    sd = posterior.variance.sqrt()
-    assert float(((values.mean(0) - posterior.mean) / sd).abs().max()) < 0.1 + 3.5 / n**0.5
-    assert float((values.std(0) / sd - 1).abs().max()) < 0.05 + 3.5 / (2 * n) ** 0.5
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_single_and_double_precision_with_duplicated_rows(dtype: torch.dtype) -> None:
     X, Y = waves(40, 0)
