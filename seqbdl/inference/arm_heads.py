@@ -18,6 +18,21 @@ from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
 
 @dataclass(frozen=True)
+class ArmPrior:
+    """What is assumed of every arm.
+
+    Attributes:
+        precision: ``alpha`` of the weights, relative to the noise precision.
+        a0: Shape of the noise's inverse-gamma prior.
+        b0: Its scale.
+    """
+
+    precision: float
+    a0: float
+    b0: float
+
+
+@dataclass(frozen=True)
 class ArmHeads:
     """What is known of every arm.
 
@@ -36,11 +51,11 @@ class ArmHeads:
     log_evidence: Tensor
 
 
-def prior_heads(num_arms: int, num_features: int, alpha: float, a0: float, b0: float) -> ArmHeads:
+def prior_heads(num_arms: int, num_features: int, prior: ArmPrior) -> ArmHeads:
     """No rows yet."""
     one = torch.ones(num_arms, dtype=torch.float64)
-    factor = math.sqrt(alpha) * torch.eye(num_features, dtype=torch.float64).expand(num_arms, -1, -1).clone()
-    return ArmHeads(torch.zeros(num_arms, num_features, dtype=torch.float64), factor, a0 * one, b0 * one, 0.0 * one)
+    factor = math.sqrt(prior.precision) * torch.eye(num_features, dtype=torch.float64).expand(num_arms, -1, -1).clone()
+    return ArmHeads(torch.zeros(num_arms, num_features, dtype=torch.float64), factor, prior.a0 * one, prior.b0 * one, 0.0 * one)
 
 
 def absorb_arm_rows(state: ArmHeads, features: Tensor, arms: Tensor, rewards: Tensor) -> ArmHeads:
@@ -115,9 +130,11 @@ def log_density(state: ArmHeads, features: Tensor, arm: int, reward: float) -> f
 def match_heads(state: ArmHeads, old: Tensor, new: Tensor, arms: Tensor, prior: ArmHeads, steps: int = 100) -> ArmHeads:
     """Carry beliefs over to other features by likelihood matching (Nabati, Zahavy and Mannor 2021).
 
-    Of every arm the covariance ``S`` under the new features is positive semidefinite and gives remembered rows the variances that
-    they had, ``min_S sum_j (phi_new_j^T S phi_new_j - phi_old_j^T A^{-1} phi_old_j)^2``, by projected gradients from the prior's;
-    means are matched at the same rows by ridge regression. Noise posteriors stay. Arms without rows keep their prior.
+    Of every arm the covariance ``S`` under the new features gives remembered rows the variances that they had, ``min_S sum_j
+    (phi_new_j^T S phi_new_j - phi_old_j^T A^{-1} phi_old_j)^2``, by projected gradients from the prior's; no direction becomes
+    more certain than the most certain row says (the paper projects on ``S >= 0``, and then directions that rows hardly see
+    become certain, and what is wrong about them is never learned again). Means are matched at the same rows by ridge
+    regression. Noise posteriors stay. Arms without rows keep their prior.
 
     Args:
         state: Under the old features.
@@ -131,14 +148,69 @@ def match_heads(state: ArmHeads, old: Tensor, new: Tensor, arms: Tensor, prior: 
     for k in arms.unique().tolist():
         was, now = old[arms == k], new[arms == k]
         wanted = torch.linalg.solve_triangular(state.factor[k], was.T, upper=False).square().sum(0)
+        floor = wanted.min() / now.square().sum(-1).max()
         rate = 1.0 / torch.linalg.eigvalsh((now @ now.T).square())[-1].clamp_min(1e-12)
         S = torch.cholesky_inverse(prior.factor[k])
         for _ in range(steps):
             gap = ((now @ S) * now).sum(-1) - wanted
             values, vectors = torch.linalg.eigh(S - rate * (now.T @ (gap.unsqueeze(-1) * now)))
-            S = (vectors * values.clamp_min(0.0)) @ vectors.T
-        precision = torch.cholesky_inverse(safe_cholesky(S + 1e-5 * torch.eye(S.shape[0]).to(S)))
+            S = (vectors * values.clamp_min(floor)) @ vectors.T
+        precision = torch.cholesky_inverse(safe_cholesky(S))
         factor[k] = safe_cholesky(0.5 * (precision + precision.T))
         gram = now.T @ now + 1e-3 * torch.eye(now.shape[1]).to(now)
         mean[k] = torch.cholesky_solve((now.T @ (was @ state.mean[k])).unsqueeze(-1), safe_cholesky(gram)).squeeze(-1)
     return ArmHeads(mean, factor, state.a, state.b, state.log_evidence)
+
+
+def change_prior(state: ArmHeads, old: ArmPrior, new: ArmPrior) -> ArmHeads:
+    """The posterior of the same rows under another prior, exactly, without the rows: ``A' = A + (alpha' - alpha) I``, ``A' m' = A
+    m``, ``b' = b + b0' - b0 + (alpha' - alpha) m'^T m / 2``.
+
+    Args:
+        state: Under ``old``; nothing forgotten.
+        old: The prior that it began with.
+        new: Another.
+    """
+    gram, vectors, moment = _spectrum(state, old)
+    values = gram + new.precision
+    mean = (vectors @ (moment / values).unsqueeze(-1)).squeeze(-1)
+    factor = safe_cholesky((vectors * values.unsqueeze(-2)) @ vectors.mT)
+    b = state.b + new.b0 - old.b0 + 0.5 * (new.precision - old.precision) * (mean * state.mean).sum(-1)
+    return ArmHeads(mean, factor, state.a + new.a0 - old.a0, b, _evidence(state, old, new, gram, moment))
+
+
+def tune_prior(state: ArmHeads, old: ArmPrior, precision: bool = True, b0: bool = True) -> ArmPrior:
+    """The prior, shared by all arms, that maximizes the evidence of the rows absorbed, on a grid around the old one (a factor of
+    ``e^4`` either way; repeated calls go farther).
+
+    Args:
+        state: Under ``old``.
+        old: The prior that it began with.
+        precision: Whether ``alpha`` is tuned.
+        b0: Whether ``b0`` is.
+    """
+    gram, _, moment = _spectrum(state, old)
+    factors = torch.linspace(-4.0, 4.0, 33, dtype=torch.float64).exp().tolist()
+    candidates = [
+        ArmPrior(old.precision * (p if precision else 1.0), old.a0, old.b0 * (q if b0 else 1.0))
+        for p in (factors if precision else [1.0])
+        for q in (factors if b0 else [1.0])
+    ]
+    return max(candidates, key=lambda new: float(_evidence(state, old, new, gram, moment).sum()))
+
+
+def _spectrum(state: ArmHeads, old: ArmPrior) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues ``K x F`` and vectors of ``sum phi phi^T``, and ``sum phi r`` in their basis, ``K x F``."""
+    precision = state.factor @ state.factor.mT
+    values, vectors = torch.linalg.eigh(precision)
+    moment = (vectors.mT @ (precision @ state.mean.unsqueeze(-1))).squeeze(-1)
+    return (values - old.precision).clamp_min(0.0), vectors, moment
+
+
+def _evidence(state: ArmHeads, old: ArmPrior, new: ArmPrior, gram: Tensor, moment: Tensor) -> Tensor:
+    """Log evidence of every arm under the new prior, ``K``."""
+    gap = (moment.square() / ((gram + old.precision) * (gram + new.precision))).sum(-1)
+    a, b = state.a + new.a0 - old.a0, state.b + new.b0 - old.b0 + 0.5 * (new.precision - old.precision) * gap
+    log_det = (math.log(new.precision) - (gram + new.precision).log()).sum(-1)
+    marginal = torch.lgamma(a) - math.lgamma(new.a0) + new.a0 * math.log(new.b0) - a * b.log()
+    return marginal + 0.5 * log_det - (state.a - old.a0) * math.log(2 * math.pi)

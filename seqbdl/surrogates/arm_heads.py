@@ -13,12 +13,15 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.arm_features import FeatureSettings, Layers, arm_features, fit_features, start_layers
 from seqbdl.inference.arm_heads import (
     ArmHeads,
+    ArmPrior,
     absorb_arm_rows,
+    change_prior,
     draw_weights,
     forget,
     log_density,
     match_heads,
     prior_heads,
+    tune_prior,
 )
 
 
@@ -33,9 +36,10 @@ class ArmHeadsModel:
         context_dim: ``d``.
         num_arms: ``K``.
         hidden: Widths of the network; ``()``: linear in the context. A constant is always added.
-        prior_precision: ``alpha`` of the weights, relative to the noise precision.
+        prior_precision: ``alpha`` of the weights, relative to the noise precision; ``None``: by the evidence whenever features
+            are retrained (of a linear model: whenever they would be), from 0.25 on.
         a0: Shape of the noise's inverse-gamma prior.
-        b0: Its scale.
+        b0: Its scale; ``None``: by the evidence, from 6 on.
         forgetting: ``gamma`` per absorbed call; see :func:`seqbdl.inference.arm_heads.forget`.
         memory: Rows per arm; ``None``: all; 0 with ``hidden=()`` only.
         steps: Minibatches per retraining.
@@ -56,9 +60,9 @@ class ArmHeadsModel:
         context_dim: int,
         num_arms: int,
         hidden: tuple[int, ...] = (50,),
-        prior_precision: float = 0.25,
+        prior_precision: float | None = 0.25,
         a0: float = 6.0,
-        b0: float = 6.0,
+        b0: float | None = 6.0,
         forgetting: float = 1.0,
         memory: int | None = None,
         steps: int = 100,
@@ -67,6 +71,8 @@ class ArmHeadsModel:
         reset_threshold: float | None = None,
         seed: int = 0,
     ) -> None:
+        self._tuned = (prior_precision is None, b0 is None)
+        prior_precision, b0 = 0.25 if prior_precision is None else prior_precision, 6.0 if b0 is None else b0
         if not (prior_precision > 0 and a0 > 0 and b0 > 0):
             raise InvalidOptionError(f"prior_precision={prior_precision}, a0={a0}, b0={b0} must be positive")
         if not 0.0 < forgetting <= 1.0:
@@ -75,11 +81,16 @@ class ArmHeadsModel:
             raise InvalidOptionError(f"memory={memory}; features are retrained on remembered rows, give at least 1, or None")
         if forgetting < 1.0 and hidden and memory is None:
             raise InvalidOptionError("forgetting with retrained features needs a bounded memory, such as memory=100")
+        if any(self._tuned) and (forgetting < 1.0 or (hidden and memory is not None)):
+            raise InvalidOptionError(
+                "prior_precision=None, b0=None: rows that are forgotten, or carried over to other features, have no evidence; "
+                "give numbers"
+            )
         if reset_threshold is not None and not reset_threshold > 0:
             raise InvalidOptionError(f"reset_threshold={reset_threshold} must be positive, or None")
         self.context_dim, self.num_arms = context_dim, num_arms
         self.settings = FeatureSettings(tuple(hidden), steps, batch_size, learning_rate)
-        self.prior_values = (float(prior_precision), float(a0), float(b0))
+        self.prior = ArmPrior(float(prior_precision), float(a0), float(b0))
         self.forgetting, self.memory, self.reset_threshold = forgetting, memory, reset_threshold
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: Layers = start_layers(context_dim, num_arms, self.settings, self.generator)
@@ -90,7 +101,7 @@ class ArmHeadsModel:
         self._alarm = torch.zeros(num_arms, dtype=torch.float64)
 
     def _prior(self) -> ArmHeads:
-        return prior_heads(self.num_arms, self.num_features, *self.prior_values)
+        return prior_heads(self.num_arms, self.num_features, self.prior)
 
     def features(self, X: Tensor) -> Tensor:
         """``n x d`` to ``n x F``, the last column constant."""
@@ -145,9 +156,15 @@ class ArmHeadsModel:
             self.carried = absorb_arm_rows(self.carried, self.features(X), arms, rewards)
 
     def retrain(self) -> None:
-        """Fit the features to the remembered rows, and rebuild every arm's posterior under them."""
-        if not self.settings.hidden or not self._rows:
-            return
+        """Fit the features to the remembered rows, rebuild every arm's posterior under them, and tune the prior where that is
+        asked for."""
+        if self.settings.hidden and self._rows:
+            self._refit_features()
+        if any(self._tuned):
+            old, self.prior = self.prior, tune_prior(self.heads, self.prior, *self._tuned)
+            self.heads, self.carried = change_prior(self.heads, old, self.prior), self._prior()
+
+    def _refit_features(self) -> None:
         X, arms, rewards = _stack(self._rows)
         old = self.features(X)
         self.layers = fit_features(self.layers, X, arms, rewards, self.settings, self.generator)
@@ -156,15 +173,14 @@ class ArmHeadsModel:
             gone = self.carried.a > self._prior().a + 1e-9
             if bool(gone.any()):
                 rows = gone[arms]
-                matched = match_heads(self.carried, old[rows], new[rows], arms[rows], self._prior())
-                self.carried = matched
+                self.carried = match_heads(self.carried, old[rows], new[rows], arms[rows], self._prior())
         base = self._prior() if self.memory is None else self.carried
         self.heads = absorb_arm_rows(base, new, arms, rewards)
 
     def add_arm(self) -> None:
         """One more arm, of which only the prior is known."""
         self.num_arms += 1
-        one = prior_heads(1, self.num_features, *self.prior_values)
+        one = prior_heads(1, self.num_features, self.prior)
         for name in ("heads", "carried"):
             state = getattr(self, name)
             joined = {key: torch.cat([value, getattr(one, key)]) for key, value in state.__dict__.items()}
@@ -191,6 +207,7 @@ class ArmHeadsModel:
         return {
             "settings": asdict(self.settings),
             "num_arms": self.num_arms,
+            "prior": asdict(self.prior),
             "layers": [list(layer) for layer in self.layers],
             "heads": dict(self.heads.__dict__),
             "carried": dict(self.carried.__dict__),
@@ -201,7 +218,7 @@ class ArmHeadsModel:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self.num_arms = int(state["num_arms"])
+        self.num_arms, self.prior = int(state["num_arms"]), ArmPrior(**state["prior"])
         self.layers = [(layer[0], layer[1]) for layer in state["layers"]]
         self.heads, self.carried = ArmHeads(**state["heads"]), ArmHeads(**state["carried"])
         rows = state["rows"]

@@ -8,15 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.arm_heads import (
+    ArmPrior,
     absorb_arm_rows,
+    change_prior,
     draw_weights,
     forget,
     log_density,
     match_heads,
     prior_heads,
+    tune_prior,
 )
 from seqbdl.surrogates.arm_heads import ArmHeadsModel
+
+PRIOR = ArmPrior(0.25, 6.0, 6.0)
 
 
 def rows(n: int, seed: int = 0, K: int = 2, F: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +46,7 @@ def closed_form(phi: Tensor, r: Tensor, alpha: float, a0: float, b0: float) -> t
 
 def test_five_thousand_updates_are_the_batch_posterior_and_b_grows() -> None:
     phi, arms, r = rows(5000)
-    state = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    state = prior_heads(2, 4, PRIOR)
     for i in range(5000):
         new = absorb_arm_rows(state, phi[i : i + 1], arms[i : i + 1], r[i : i + 1])
         assert bool((new.b >= state.b).all())
@@ -55,7 +61,7 @@ def test_five_thousand_updates_are_the_batch_posterior_and_b_grows() -> None:
 @pytest.mark.parametrize("cut", [1, 37, 99])
 def test_splits_do_not_matter(cut: int) -> None:
     phi, arms, r = rows(100)
-    prior = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    prior = prior_heads(2, 4, PRIOR)
     whole = absorb_arm_rows(prior, phi, arms, r)
     parts = absorb_arm_rows(absorb_arm_rows(prior, phi[cut:], arms[cut:], r[cut:]), phi[:cut], arms[:cut], r[:cut])
     for name, value in whole.__dict__.items():
@@ -64,14 +70,14 @@ def test_splits_do_not_matter(cut: int) -> None:
 
 def test_the_evidence_grows_by_the_predictive_density() -> None:
     phi, arms, r = rows(20)
-    state = absorb_arm_rows(prior_heads(2, 4, 0.25, 6.0, 6.0), phi[:19], arms[:19], r[:19])
+    state = absorb_arm_rows(prior_heads(2, 4, PRIOR), phi[:19], arms[:19], r[:19])
     after = absorb_arm_rows(state, phi[19:], arms[19:], r[19:])
     grown = float((after.log_evidence - state.log_evidence).sum())
     assert grown == pytest.approx(log_density(state, phi[19], int(arms[19]), float(r[19])), abs=1e-9)
 
 
 def test_draws_have_the_posterior_moments() -> None:
-    state = absorb_arm_rows(prior_heads(2, 4, 0.25, 6.0, 6.0), *rows(30))
+    state = absorb_arm_rows(prior_heads(2, 4, PRIOR), *rows(30))
     draws = draw_weights(state, 40_000, torch.Generator().manual_seed(0))
     covariance = torch.cholesky_inverse(state.factor) * (state.b / (state.a - 1))[:, None, None]
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -81,7 +87,7 @@ def test_draws_have_the_posterior_moments() -> None:
 
 
 def test_forgetting_is_in_natural_parameters_and_ends_at_the_prior() -> None:
-    prior = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    prior = prior_heads(2, 4, PRIOR)
     state = absorb_arm_rows(prior, *rows(30))
     aged, gamma = forget(state, prior, 0.9), 0.9
     A, A0 = state.factor @ state.factor.mT, prior.factor @ prior.factor.mT
@@ -98,7 +104,7 @@ def test_forgetting_is_in_natural_parameters_and_ends_at_the_prior() -> None:
 
 
 def test_matching_keeps_the_variances_of_remembered_rows() -> None:
-    prior = prior_heads(2, 4, 0.25, 6.0, 6.0)
+    prior = prior_heads(2, 4, PRIOR)
     phi, arms, r = rows(12)
     state = absorb_arm_rows(prior, phi, arms, r)
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
@@ -110,6 +116,64 @@ def test_matching_keeps_the_variances_of_remembered_rows() -> None:
         new_var = torch.linalg.solve_triangular(carried.factor[k], now.T, upper=False).square().sum(0)
         assert torch.allclose(new_var, old_var, rtol=0.05, atol=1e-3)
         assert torch.allclose(now @ carried.mean[k], was @ state.mean[k], atol=0.05)
+
+
+def test_matching_makes_no_direction_more_certain_than_a_row() -> None:
+    """Rows along one direction only: nothing was said about the others."""
+    prior = prior_heads(1, 3, PRIOR)
+    arms, generator = torch.zeros(40, dtype=torch.long), torch.Generator().manual_seed(0)
+    phi = torch.tensor([[1.0, 0.2, 0.1]]).double() + 0.01 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    state = absorb_arm_rows(prior, phi, arms, torch.ones(40).double())
+    carried = match_heads(state, phi, phi, arms, prior)
+    least = torch.linalg.solve_triangular(state.factor[0], phi.T, upper=False).square().sum(0).min()
+    variances = 1 / torch.linalg.eigvalsh(carried.factor[0] @ carried.factor[0].T)
+    assert float(variances.min() * phi.square().sum(-1).max()) > 0.999 * float(least)
+
+
+@pytest.mark.parametrize("new", [ArmPrior(3.0, 6.0, 6.0), ArmPrior(1e-3, 2.0, 0.5)])
+def test_another_prior_is_exact_without_rows(new: ArmPrior) -> None:
+    phi, arms, r = rows(60)
+    moved = change_prior(absorb_arm_rows(prior_heads(2, 4, PRIOR), phi, arms, r), PRIOR, new)
+    direct = absorb_arm_rows(prior_heads(2, 4, new), phi, arms, r)
+    for name, value in direct.__dict__.items():
+        assert torch.allclose(getattr(moved, name), value, rtol=1e-9, atol=1e-9), name
+
+
+def test_the_tuned_prior_has_the_best_evidence() -> None:
+    phi, arms, r = rows(80)
+    state = absorb_arm_rows(prior_heads(2, 4, PRIOR), phi, arms, r)
+    best = tune_prior(state, PRIOR)
+    assert best.a0 == PRIOR.a0
+
+    def evidence(precision: float, b0: float) -> float:
+        return sum(float(closed_form(phi[arms == k], r[arms == k], precision, 6.0, b0)[2]) for k in range(2))
+
+    top = evidence(best.precision, best.b0)
+    step = math.exp(0.25)
+    for p, q in ((step, 1.0), (1 / step, 1.0), (1.0, step), (1.0, 1 / step)):
+        assert evidence(best.precision * p, best.b0 * q) < top
+    assert tune_prior(state, PRIOR, precision=False).precision == PRIOR.precision
+    assert tune_prior(state, PRIOR, b0=False).b0 == PRIOR.b0
+
+
+@pytest.mark.parametrize("hidden", [(), (8,)])
+def test_models_tune_their_prior(hidden: tuple[int, ...]) -> None:
+    phi, arms, r = rows(80)
+    model = ArmHeadsModel(4, 2, hidden=hidden, steps=5, prior_precision=None, b0=None)
+    model.absorb(phi, arms, 100.0 * r)
+    before = model.log_evidence()
+    model.retrain()
+    after = model.log_evidence()
+    assert after > before + 10.0  # rewards in hundreds are not what b0 = 6 expects
+    again = absorb_arm_rows(prior_heads(2, model.num_features, model.prior), model.features(phi), arms, 100.0 * r)
+    assert torch.allclose(model.heads.mean, again.mean, rtol=1e-7)
+    assert torch.allclose(model.heads.log_evidence, again.log_evidence, rtol=1e-9)
+    twin = ArmHeadsModel(4, 2, hidden=hidden, steps=5, prior_precision=None, b0=None)
+    twin.load_state_dict(model.state_dict())
+    assert twin.prior == model.prior
+    for options in ({"forgetting": 0.9, "hidden": ()}, {"memory": 5}):
+        with pytest.raises(InvalidOptionError, match="evidence"):
+            ArmHeadsModel(4, 2, prior_precision=None, **options)
 
 
 def test_retraining_rebuilds_exactly_and_memory_is_bounded() -> None:
