@@ -101,3 +101,22 @@ def test_bad_priors_are_refused() -> None:
         lofi.prior_belief(torch.zeros(2), 1.0, 0)
     with pytest.raises(InvalidOptionError, match="positive"):
         lofi.prior_belief(torch.zeros(2), -1.0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_blocks_of_weights_change_nothing(dtype: torch.dtype, linear: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    J, Y, noise = problem(linear)
+
+    def run(kind: torch.dtype) -> lofi.LowRankBelief:
+        belief = lofi.prior_belief(linear.normals(30, seed=5).to(kind), 0.5, 4)
+        for rows in torch.arange(9).split(3):
+            belief, _ = absorb(belief, fixed(J[rows].to(kind)), GAUSSIAN, Y[rows].to(kind), noise[rows].to(kind))
+        return belief
+
+    whole = run(torch.float64)
+    monkeypatch.setattr(lofi, "_BLOCK", 7)
+    parts = run(dtype)
+    assert parts.mean.dtype == parts.entries.dtype == parts.factor.dtype == dtype
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4  # rounding of 6e-8, amplified by precisions of a hundred
+    torch.testing.assert_close(parts.mean.double(), whole.mean, rtol=0, atol=tolerance)
+    torch.testing.assert_close(precision(parts).double(), precision(whole), rtol=tolerance, atol=100 * tolerance)
