@@ -1,8 +1,9 @@
 """Experiments to be designed: an action is a design, the answer is what was measured; the unknown is what made it.
 
 Every problem brings the model that it simulates, `env.unwrapped.model`: `sample(n)` draws parameters from the prior, `simulate`
-outcomes, and `log_prob(y, theta, design)` is the likelihood, vectorized over leading dimensions: parameters `... x p`, designs
-`... x d`, outcomes `... x 1`. A reset draws new true parameters, `env.unwrapped.truth`; a loop must not look at them.
+outcomes, and `log_prob(y, theta, design)` is the likelihood where there is one, vectorized over leading dimensions: parameters
+`... x p`, designs `... x d`, outcomes `... x m`. A reset draws new true parameters, `env.unwrapped.truth`; a loop must not look
+at them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from seqbdl.envs.base import Array, DecisionEnv, Evaluation
 
 
 class ExperimentModel(Protocol):
-    """What an experiment of this package says about itself."""
+    """What an experiment of this package says about itself; most add `log_prior(theta)`, the log density of `... x p` with `-inf`
+    outside the prior's support, and `log_prob(y, theta, design)`, `log p(y | theta, design)` of the broadcast leading dimensions.
+    """
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -27,14 +30,8 @@ class ExperimentModel(Protocol):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n x p` draws from the prior."""
 
-    def log_prior(self, theta: Tensor) -> Tensor:
-        """The log prior density of `... x p`, up to a constant; `-inf` outside the prior's support."""
-
-    def log_prob(self, y: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """`log p(y | theta, design)`, the broadcast leading dimensions."""
-
     def simulate(self, theta: Tensor, design: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Outcomes, `... x 1`."""
+        """Outcomes, `... x m`, mostly `m = 1`."""
 
 
 class DesignEnv(DecisionEnv):
@@ -48,7 +45,7 @@ class DesignEnv(DecisionEnv):
         action_space: `Box` of shape `(d,)`, or `Dict` of scalars.
         parameter_names: one name per entry of the design; a `Dict` brings its own.
         log_scale: one flag per entry.
-        outcome_name: what is measured.
+        outcome_name: what is measured; several names where an outcome has several numbers.
     """
 
     def __init__(
@@ -57,9 +54,10 @@ class DesignEnv(DecisionEnv):
         action_space: spaces.Space[Any],
         parameter_names: tuple[str, ...] = (),
         log_scale: tuple[bool, ...] = (),
-        outcome_name: str = "outcome",
+        outcome_name: str | tuple[str, ...] = "outcome",
     ) -> None:
-        super().__init__(action_space, parameter_names=parameter_names, log_scale=log_scale, outcome_names=(outcome_name,))
+        names = (outcome_name,) if isinstance(outcome_name, str) else outcome_name
+        super().__init__(action_space, parameter_names=parameter_names, log_scale=log_scale, outcome_names=names)
         self.model = model
         self.truth: Tensor | None = None
 

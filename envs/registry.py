@@ -188,6 +188,8 @@ _ENTRIES: dict[str, _Entry] = {
     "LocationFinding": _design("find two hidden sources by measuring their signal: 2-d", "LocationFinding"),
     "HyperbolicDiscounting": _design("how fast does a person discount the future: 2-d", "HyperbolicDiscounting"),
     "DeathProcess": _design("how fast does a disease spread: when to count: 1-d", "DeathProcess"),
+    "TwoLookDeathProcess": _design("how fast does a disease spread: two times to count: 2-d", "TwoLookDeathProcess", "epidemic"),
+    "Epidemic": _design("rates of an epidemic, simulator only: when to count: 1-d", "Epidemic", "epidemic"),
     "Preference": _design("which of two baskets is better, and how much: 6-d", "Preference", "science"),
     "Pharmacokinetic": _design("a drug in the blood: when to sample: 1-d", "Pharmacokinetic", "science"),
     "PreyPopulation": _design("how does a predator hunt: how much prey: 1 integer", "PreyPopulation", "science"),

@@ -60,7 +60,7 @@ class ExperimentDesignLoop:
             is searched then, and one design is asked at a time.
         settings: How designs are searched; further keywords replace single ones, see
             :class:`seqbdl.loops.design_search.DesignSettings`.
-        outcome_names: Of what is measured, in the order of the model's ``y``.
+        outcome_names: Of what is measured, in the order of the model's ``y``; those of an environment, else ``"outcome"``.
         seed: Of everything random.
 
     Raises:
@@ -80,7 +80,7 @@ class ExperimentDesignLoop:
         propose: Propose | None = None,
         policy: DesignPolicy | None = None,
         settings: DesignSettings | None = None,
-        outcome_names: Sequence[str] = ("outcome",),
+        outcome_names: Sequence[str] | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -108,6 +108,8 @@ class ExperimentDesignLoop:
             _check_ascent(self._box, model)
         self.generator = torch.Generator().manual_seed(seed)
         self._kind, self.posterior = self._prior(posterior, grid, num_particles, moves)
+        if outcome_names is None:
+            outcome_names = getattr(getattr(space, "unwrapped", None), "outcome_names", ("outcome",))
         self.history = DesignHistory(self.design_names, outcome_names)
         self._rounds = 0
         self._told: list[int] = []

@@ -13,6 +13,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 import seqbdl.envs  # noqa: F401 (registers the problems)
+from seqbdl.envs.design_epidemic import Epidemic, TwoLookDeathProcess, epidemic_paths
 from seqbdl.envs.design_models import DeathProcess, HyperbolicDiscounting, LinearGaussian, LocationFinding
 from seqbdl.envs.design_science import Pharmacokinetic, Preference, PreyPopulation
 
@@ -21,6 +22,7 @@ DESIGNS: dict[str, list[float]] = {
     "LocationFinding": [0.5, -1.0],
     "HyperbolicDiscounting": [40.0, 60.0],
     "DeathProcess": [0.8],
+    "TwoLookDeathProcess": [0.5, 1.0],
     "Preference": [3.0, 50.0, 2.0, 20.0, 21.0, 22.0],
     "Pharmacokinetic": [5.0],
     "PreyPopulation": [40.0],
@@ -29,6 +31,10 @@ DESIGNS: dict[str, list[float]] = {
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def _name(model: Any) -> str:
+    return type(model).__name__
 
 
 @pytest.fixture(params=DESIGNS)
@@ -43,7 +49,7 @@ def test_leading_dimensions_broadcast(problem: tuple[Any, Tensor]) -> None:
     assert theta.shape == (5, len(model.parameter_names))
     assert bool(model.log_prior(theta).isfinite().all())
     y = model.simulate(theta, design, rng(1))
-    assert y.shape == (5, 1)
+    assert y.shape == (5, gymnasium.make(f"seqbdl/{_name(model)}-v0").unwrapped.num_outcomes)
     table = model.log_prob(y.unsqueeze(1), theta, design.expand(3, 1, 1, -1))
     assert table.shape == (3, 5, 5)
     assert not bool(table.isnan().any())
@@ -58,8 +64,18 @@ def test_the_likelihood_is_the_distribution_of_simulations(problem: tuple[Any, T
     n = 20_000
     theta = model.sample(3, rng(2))
     for one in theta:
-        draws = model.simulate(one.expand(n, -1), design, rng(3)).squeeze(-1)
+        draws = model.simulate(one.expand(n, -1), design, rng(3))
         support = getattr(model, "support", None)
+        if draws.shape[-1] > 1:  # of several numbers their sum
+            probs = model.log_prob(support, one, design).exp()
+            assert float(probs.sum()) == pytest.approx(1.0, abs=1e-9)
+            draws, sums = draws.sum(-1), support.sum(-1)
+            edge = draws.median()
+            expected = float(probs[sums <= edge].sum())
+            counted = float((draws <= edge).double().mean())
+            assert counted == pytest.approx(expected, abs=4 * math.sqrt(0.25 / n))
+            continue
+        draws = draws.squeeze(-1)
         if support is not None:
             probs = model.log_prob(support, one, design).exp()
             assert float(probs.sum()) == pytest.approx(1.0, abs=1e-9)
@@ -127,6 +143,63 @@ def test_the_death_process_is_binomial_with_a_truncated_prior() -> None:
     assert float(rates.min()) > 0
     assert float(rates.mean()) == pytest.approx(stats.truncnorm.mean(-1, math.inf, 1, 1), abs=4 * 0.8 / math.sqrt(20_000))
     assert float(model.log_prob(torch.tensor([0.5]), torch.tensor([rate]), torch.tensor([time]))) == -math.inf
+
+
+def test_two_looks_are_two_binomials() -> None:
+    model = TwoLookDeathProcess()
+    assert model.support.shape == (66, 2)
+    y, theta, waits = torch.tensor([3.0, 2.0]).double(), torch.tensor([0.7]).double(), torch.tensor([0.5, 1.5]).double()
+    expected = stats.binom.logpmf(3, 10, 1 - math.exp(-0.35)) + stats.binom.logpmf(2, 7, 1 - math.exp(-1.05))
+    assert float(model.log_prob(y, theta, waits)) == pytest.approx(expected)
+    assert float(model.log_prob(torch.tensor([6.0, 5.0]).double(), theta, waits)) == -math.inf
+    assert float(model.log_prior(theta)) == pytest.approx(stats.lognorm.logpdf(0.7, 1.0))
+    assert float(model.log_prior(-theta)) == -math.inf
+
+
+def test_an_epidemic_without_noise_follows_its_differential_equation() -> None:
+    rates = torch.tensor([[0.5, 0.1], [0.2, 0.3]], dtype=torch.float64)
+    paths = epidemic_paths(rates, 500.0, 2.0, None)
+    assert paths.shape == (2, 1001)
+    for (b, g), path in zip(rates.tolist(), paths, strict=True):
+
+        def slope(_: float, state: Any, b: float = b, g: float = g) -> Any:
+            flow = b * state[0] * state[1] / 500
+            return -flow, flow - g * state[1]
+
+        days = np.linspace(0, 100, 1001)
+        solved = integrate.solve_ivp(slope, (0, 100), [498.0, 2.0], t_eval=days, rtol=1e-9, atol=1e-9).y[1]
+        np.testing.assert_allclose(path.numpy(), solved, rtol=0.02, atol=0.02)  # Euler's error at a hundredth of a day
+
+
+def test_noise_of_an_epidemic_has_its_variance() -> None:
+    """After the first stored step, a tenth of a day: the variance of I is (b S/N + g) I t to first order."""
+    n = 1000
+    rates = torch.tensor([[0.5, 0.1]], dtype=torch.float64).expand(n, 2)
+    moved = epidemic_paths(rates, 500.0, 200.0, rng())[:, 1] - 200.0
+    variance = (0.5 * 300 / 500 + 0.1) * 200 * 0.1
+    assert float(moved.mean()) == pytest.approx((0.5 * 300 / 500 - 0.1) * 200 * 0.1, abs=4 * math.sqrt(variance / n) + 0.1)
+    assert float(moved.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / n) + 0.03)
+
+
+def test_epidemics_are_looked_up_and_differentiable() -> None:
+    model = Epidemic()
+    theta = model.sample(4000, rng())
+    assert theta.shape == (4000, 3)
+    assert model.goal(theta).shape == (4000, 2)
+    centre = torch.tensor([0.5, 0.1], dtype=torch.float64).log()
+    assert bool(((theta[:, :2].mean(0) - centre).abs() < 0.1).all())  # those that die out at once are missing
+    start = model.simulate(theta[:5], torch.full((1,), 0.01, dtype=torch.float64))
+    assert bool(((start - 2.0).abs() < 1.0).all())
+    again = model.simulate(theta[:5], torch.full((1,), 30.0, dtype=torch.float64))
+    assert torch.equal(again, model.simulate(theta[:5], torch.full((1,), 30.0, dtype=torch.float64), rng(9)))
+    day = torch.tensor([30.02], dtype=torch.float64, requires_grad=True)
+    model.simulate(theta[:1], day).sum().backward()
+    assert day.grad is not None
+    near = torch.tensor([[30.01], [30.09]], dtype=torch.float64)
+    step = model.simulate(theta[:1], near).diff(dim=0)
+    assert float(day.grad) == pytest.approx(float(step) / 0.08)
+    with pytest.raises(ValueError, match="two epidemics"):
+        Epidemic(1)
 
 
 def test_prey_follow_their_differential_equation() -> None:

@@ -154,7 +154,7 @@ def test_an_emulator_s_uncertainty_is_noise() -> None:
 def test_a_surrogate_emulates_a_simulator() -> None:
     """A process that saw a product at scattered points: contrastive bounds near the closed form of the true simulator."""
     rows = torch.rand(60, 2, generator=rng(4), dtype=torch.float64) * torch.tensor([6.0, 1.0]) - torch.tensor([3.0, 0.0])
-    surrogate = seqbdl.make_surrogate("gp", input_dim=2, noise=1e-6).fit(rows, rows[:, :1] * rows[:, 1:])
+    surrogate = seqbdl.make_surrogate("gp", input_dim=2, noise=1e-4).fit(rows, rows[:, :1] * rows[:, 1:])
     model = EmulatorModel(surrogate, Prior(), noise=0.3)
     bounds = expected_information_gain(model, DESIGNS, num_outer=256, num_inner=256, generator=rng())
     truth = LinearGaussian(dim=1, noise=0.3).information(DESIGNS.unsqueeze(1))
