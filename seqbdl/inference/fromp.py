@@ -61,7 +61,9 @@ class FROMP(TaskMethod):
         def pull(z: Tensor, index: Tensor | None) -> Tensor:
             return self.strength * torch.stack([task.gradient(network, z) for task in past]).sum(0)
 
-        z = penalized_mode(network, rows, memory.z, first_prior(memory.z), self.descent, generator, pull if past else None)
+        seen = network.active_weights(torch.cat([rows.X, *(held.X for held in memory.held)]))
+        first = first_prior(memory.z)
+        z = penalized_mode(network, rows, memory.z, first, self.descent, generator, pull if past else None, seen)
         at = z.unsqueeze(0)
         learned = gauss_newton_diagonal(network, at, rows.X, rows.root(network.forward(at, rows.X)[0]))
         kept = choose_rows(self.coreset_kind, self.coreset, network, z, rows, generator)

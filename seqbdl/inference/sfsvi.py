@@ -63,27 +63,26 @@ class SFSVI(TaskMethod):
         data, old = in_single_precision(network, rows), mean_field(memory.prior)
         joint = LogJoint(network, data.likelihood, old.as_prior(), data.X, data.Y, data.noise)
         estimator = "local" if isinstance(network, MLP) else "weights"
-        active = network.active_weights(rows.X)
-        new = active & untouched(old)
+        new = network.active_weights(rows.X) & untouched(old)
         start = restarted(old, new, self.initial_sd, generator)
-        earlier = [held.X.to(data.X.dtype) for held in memory.held]
+        earlier = [(X, *moments(network, old, X)) for X in (held.X.to(data.X.dtype) for held in memory.held)]
 
         def loss(theta: Tensor, index: Tensor | None) -> Tensor:
             mean, log_sd = theta.chunk(2, -1)
             q = MeanField(mean, log_sd.exp())
-            fit = expected_log_likelihood(joint, q, index, estimator, self.num_samples, generator)
-            total = -fit
+            sets = [_some(self.num_context, *known, generator) for known in earlier]
             here = shuffled(data.X, self.num_context, generator)
-            for points in (*(self._some(X, generator) for X in earlier), here):
-                mean, variance = moments(network, old, points)
-                if points is here and bool(new.any()):
-                    mean, variance = torch.zeros_like(mean), torch.full_like(variance, self.prior_variance)
-                divergence = function_kl(*moments(network, q, points), mean, variance)
-                total = total + self.strength * rows.X.shape[0] * divergence.mean(-1)
-            return total
+            said = moments(network, old, here)
+            if bool(new.any()):
+                said = torch.zeros_like(said[0]), torch.full_like(said[1], self.prior_variance)
+            points, means, variances = zip(*sets, (here, *said), strict=True)
+            divergences = function_kl(*moments(network, q, torch.cat(points)), torch.cat(means, 1), torch.cat(variances, 1))
+            held = sum(part.mean(-1) for part in divergences.split([X.shape[0] for X in points], -1))
+            fit = expected_log_likelihood(joint, q, index, estimator, self.num_samples, generator)
+            return self.strength * rows.X.shape[0] * held - fit
 
         climb = gradient_of(loss)
-        free = torch.cat([active, active])
+        free = network.active_weights(torch.cat([rows.X, *(held.X for held in memory.held)])).repeat(2)
         theta = torch.cat([start.mean, start.sd.log()], -1)
         theta = adam(lambda t, i: climb(t, i) * free, theta, rows.X.shape[0], self.descent, generator)
         mean, log_sd = theta.chunk(2, -1)
@@ -92,8 +91,11 @@ class SFSVI(TaskMethod):
         held = (*memory.held, HeldRows.of(rows, kept)) if kept.numel() else memory.held
         return TaskMemory(q.mean, q.precision, q, held)
 
-    def _some(self, X: Tensor, generator: torch.Generator) -> Tensor:
-        return X[torch.randperm(X.shape[0], generator=generator)[: self.num_context].to(X.device)]
+
+def _some(count: int, X: Tensor, mean: Tensor, variance: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """At most so many of a set's points, with what was said there."""
+    index = torch.randperm(X.shape[0], generator=generator)[:count].to(X.device)
+    return X[index], mean[:, index], variance[:, index]
 
 
 def moments(network: Network, q: MeanField, X: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,10 +151,9 @@ def penalized_mode(
     descent: AdamSettings,
     generator: torch.Generator,
     more: Gradient | None = None,
+    active: Tensor | None = None,
 ) -> Tensor:
     """The weights that minimize ``-sum_n log p(y_n | z) + 1/2 (z - a)^T A (z - a)`` plus another term, ``P``.
-
-    Weights on which no row depends (heads of other tasks) stay where they start, unless Gauss-Newton finds the mode.
 
     Args:
         network: Over whitened weights.
@@ -164,6 +163,7 @@ def penalized_mode(
         descent: Adam's steps, where the problem is too large for Gauss-Newton or there is another term.
         generator: Orders mini-batches.
         more: The other term's gradient.
+        active: ``P``, the weights that Adam moves; by default those on which a row depends.
     """
     precision, centre = held_by.precision, held_by.mean.unsqueeze(0)
     start = off_zero(start, generator)
@@ -172,7 +172,7 @@ def penalized_mode(
         u = precision.root_transposed(start.unsqueeze(0) - centre)
         found = minimize(whitened, rows.X, rows.observations, torch.zeros_like(u), u, _NEWTON).z
         return whitened.weights(found)[0]
-    active = network.active_weights(rows.X)
+    active = network.active_weights(rows.X) if active is None else active  # heads of other tasks stay where they are
     slope = likelihood_gradient(network, rows)
 
     def gradient(z: Tensor, index: Tensor | None) -> Tensor:
