@@ -4,9 +4,11 @@ Diabetes progression (442 patients, ten measurements, shipped with scikit-learn)
 mean over splits. The curve is the test log-likelihood and error of ``dkm`` over ``nu``, from the infinitely wide network to free
 Gram matrices, plain and with stochastic kernel regularization. The pitfall is a network's features under a Gaussian process,
 all by the marginal likelihood, 800 steps of Adam, beside ``dkl``, ``due``, ``dkm``, ``dwp``, ``nngp`` and ``gp`` at their
-defaults.
+defaults. Digits (1,797 images of 8 x 8 pixels, shipped with scikit-learn): ``dkm`` on their pixels as vectors, and with
+convolutions.
 
     python benchmarks/deep_kernels.py            # benchmarks/results/deep_kernels.csv, .md and .png; minutes
+    python benchmarks/deep_kernels.py --sections digits --splits 2    # rows that the .csv holds are not measured again
     python benchmarks/deep_kernels.py --quick    # seconds, writes nothing
     python benchmarks/deep_kernels.py --data FOLDER   # ... and the curve on yacht, from FOLDER/yacht (see uci.py)
 """
@@ -18,6 +20,8 @@ import itertools
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.models import ExactGP
-from sklearn.datasets import load_diabetes
+from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 
 import seqbdl
@@ -39,6 +43,8 @@ import seqbdl
 RESULTS = Path(__file__).parent / "results"
 NUS = (math.inf, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 DEFAULTS = ("gp", "nngp", "dkl", "due", "dkm", "dwp")
+SECTIONS = ("curve", "pitfall", "digits")
+KEY = ["section", "set", "method", "nu", "split"]
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -118,39 +124,76 @@ def yacht(folder: Path, split: int) -> Parts:
     return X, Y, test_X, test_Y
 
 
-def measure(quick: bool, data: Path | None, splits: int) -> pd.DataFrame:
-    """All rows of the table."""
-    rows: list[dict[str, Any]] = []
+def digits(split: int, rows: int) -> Parts:
+    """Pixels in [0, 1]; the last 797 of a shuffle are the test."""
+    inputs, labels = load_digits(return_X_y=True)
+    X, Y = torch.from_numpy(inputs).double() / 16, torch.from_numpy(labels).double().unsqueeze(-1)
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(split))
+    train, test = order[:rows], order[1000:]
+    return X[train], Y[train], X[test], Y[test]
 
-    def add(section: str, data_set: str, method: str, nu: float, split: int, run: Any) -> None:
-        started = time.process_time()
-        scores = run()
-        row = {"section": section, "set": data_set, "method": method, "nu": nu, "split": split, **scores}
-        rows.append({**row, "cpu_seconds": time.process_time() - started})
-        print(f"{section:8s} {data_set} {method} nu {nu:g} split {split}: {scores['log_likelihood']:.3f}", flush=True)
 
+def classifier_scores(parts: Parts, seed: int, **options: Any) -> dict[str, float]:
+    X, Y, test_X, test_Y = parts
+    bounds = torch.stack([torch.zeros(64), torch.ones(64)]).double()
+    surrogate = seqbdl.make_surrogate("dkm", 64, 10, likelihood="categorical", bounds=bounds, seed=seed, **options).fit(X, Y)
+    probabilities, labels = surrogate.predict(test_X).mean, test_Y.long()
+    error = (probabilities.argmax(-1, keepdim=True) != labels).double().mean()
+    return {"log_likelihood": float(probabilities.gather(-1, labels).log().mean()), "error_rate": float(error)}
+
+
+Job = tuple[str, str, str, float, int, Callable[[], dict[str, float]]]
+
+
+def jobs(sections: Sequence[str], quick: bool, data: Path | None, splits: int) -> Iterator[Job]:
+    """Section, set, method, ``nu``, split, and what measures it."""
     n, steps = (30, 20) if quick else (200, 800)
-    sets = ["diabetes"] if data is None else ["diabetes", "yacht"]
+    few: dict[str, Any] = {"steps": 5, "max_iterations": 5} if quick else {}
     for split in range(splits):
-        for name in sets:
+        for name in ("diabetes",) if data is None else ("diabetes", "yacht"):
             parts = diabetes(split, n) if name == "diabetes" or data is None else yacht(data, split)
             for nu in NUS[::3] if quick else NUS:
-                for method, stochastic in (("dkm", False), ("dkm, stochastic", True)):
-                    if stochastic and math.isinf(nu):
-                        continue
-                    options: dict[str, Any] = {"nu": nu, "stochastic": stochastic, "num_inducing": 20 if quick else 60}
-                    if quick:
-                        options["steps"] = 5
-                    run = lambda parts=parts, options=options, split=split: surrogate_scores("dkm", parts, split, **options)  # noqa: E731
-                    add("curve", name, method, nu, split, run)
+                for stochastic in (False,) if math.isinf(nu) else (False, True):
+                    options = {"nu": nu, "stochastic": stochastic, "num_inducing": 20 if quick else 60, **few}
+                    run = partial(surrogate_scores, "dkm", parts, split, **options)
+                    if "curve" in sections:
+                        yield "curve", name, "dkm, stochastic" if stochastic else "dkm", nu, split, run
         parts = diabetes(split, n)
-        for count in (steps // 8, steps):
-            run = lambda parts=parts, count=count, split=split: plain_dkl(parts, count, split)  # noqa: E731
-            add("pitfall", "diabetes", f"plain DKL, {count} steps", math.nan, split, run)
-        for method in DEFAULTS[:3] if quick else DEFAULTS:
-            run = lambda parts=parts, method=method, split=split: surrogate_scores(method, parts, split)  # noqa: E731
-            add("pitfall", "diabetes", method, math.nan, split, run)
+        if "pitfall" in sections:
+            for count in (steps // 8, steps):
+                yield "pitfall", "diabetes", f"plain DKL, {count} steps", math.nan, split, partial(plain_dkl, parts, count, split)
+            for method in DEFAULTS[:3] if quick else DEFAULTS:
+                yield "pitfall", "diabetes", method, math.nan, split, partial(surrogate_scores, method, parts, split)
+        if "digits" in sections:
+            for rows in (30,) if quick else (100, 300):
+                for method, shape in (("vectors", None), ("convolutions", (1, 8, 8))):
+                    for nu in (math.inf, 30.0):
+                        options = {"nu": nu, "image_shape": shape, "num_inducing": 10 if quick else 60, **few}
+                        run = partial(classifier_scores, digits(split, rows), split, **options)
+                        yield "digits", f"{rows} images", f"dkm, {method}", nu, split, run
+
+
+def measure(todo: Iterator[Job], known: pd.DataFrame, out: Path | None) -> pd.DataFrame:
+    """The table, with the rows that are not known yet; it is written after every one."""
+    rows = known.to_dict("records")
+    held = {_key(row) for row in rows}
+    for section, data_set, method, nu, split, run in todo:
+        row: dict[str, Any] = dict(zip(KEY, (section, data_set, method, nu, split), strict=True))
+        if _key(row) in held:
+            continue
+        started = time.process_time()
+        row |= run()
+        row["cpu_seconds"] = time.process_time() - started
+        rows.append(row)
+        print(f"{section:8s} {data_set} {method} nu {nu:g} split {split}: {row['log_likelihood']:.3f}", flush=True)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6g")
     return pd.DataFrame(rows)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*(str(row[name]) for name in KEY[:3]), f"{row['nu']:g}", str(int(row["split"])))
 
 
 def report(frame: pd.DataFrame, command: str) -> str:
@@ -170,6 +213,14 @@ def report(frame: pd.DataFrame, command: str) -> str:
         lines += ["| nu | method | test log-likelihood | RMSE |", "| --- | --- | --- | --- |"]
         for (nu, method), own in rows.groupby(["nu", "method"], sort=False):
             lines.append(f"| {nu:g} | {method} | {own['log_likelihood'].median():.3f} | {own['rmse'].median():.3g} |")
+    for name, rows in frame[frame["section"] == "digits"].groupby("set", sort=False):
+        lines += ["", f"## Digits: {name}", ""]
+        lines += ["| nu | method | test log-likelihood | error | CPU s |", "| --- | --- | --- | --- | --- |"]
+        for (nu, method), own in rows.groupby(["nu", "method"], sort=False):
+            lines.append(
+                f"| {nu:g} | {method} | {own['log_likelihood'].median():.3f} | {own['error_rate'].median():.2%} | "
+                f"{own['cpu_seconds'].median():.2g} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -199,17 +250,18 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=None, help="folder of the UCI sets, for yacht")
+    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "deep_kernels.csv", help="the .md and .png stand beside it")
     parser.add_argument("--quick", action="store_true", help="small sizes, writes nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    frame = measure(options.quick, options.data, 1 if options.quick else options.splits)
+    known = pd.read_csv(options.out) if options.out.exists() and not options.quick else pd.DataFrame(columns=KEY)
+    todo = jobs(options.sections, options.quick, options.data, 1 if options.quick else options.splits)
+    frame = measure(todo, known, None if options.quick else options.out)
     command = f"python benchmarks/deep_kernels.py --splits {options.splits}" + ("" if options.data is None else " --data FOLDER")
     text = report(frame, command)
     if not options.quick:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(options.out, index=False, float_format="%.6g")
         options.out.with_suffix(".md").write_text(text)
         plot(frame, options.out.with_suffix(".png"))
     print(text)

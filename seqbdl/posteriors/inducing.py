@@ -111,24 +111,32 @@ def add_gaussian(sums: InducingSums, A: Tensor, diagonal: Tensor, residual: Tens
     )
 
 
-def best_noise(A: Tensor, diagonal: Tensor, residual: Tensor, log_prior: Callable[[Tensor], Tensor]) -> Tensor:
-    """The noise variance of every output that maximizes the bound on the log evidence, the kernel standing still: ``g``.
+def best_noise(A: Tensor, diagonal: Tensor, residual: Tensor, held: int, log_prior: Callable[[Tensor], Tensor]) -> Tensor:
+    """The noise variance of every output under which the other rows predict the last ``held`` ones best, ``g``; the kernel stands
+    still.
 
-    One eigendecomposition of ``A A^T``; then the bound costs ``O(P)`` per value.
+    The bound on the evidence would take for noise what the inducing inputs cannot explain; a prediction counts that as variance
+    of its own. One eigendecomposition of ``A A^T``, after which a value costs a product of ``held x P``.
 
     Args:
         A: ``P x n``, :func:`project`.
         diagonal: ``n``, prior variances.
         residual: ``g x n``, outcomes less the prior mean.
+        held: How many rows.
         log_prior: Of the logarithms of noise variances, ``values`` to ``values``.
     """
-    eigenvalues, vectors = torch.linalg.eigh(A @ A.mT)
-    eigenvalues = eigenvalues.clamp_min(0.0)
-    squares = (residual @ A.mT @ vectors).square()  # g x P
-    missed = diagonal.sum() - eigenvalues.sum()
-    logs = torch.linspace(math.log(1e-7), math.log(10.0), 400).to(A)
-    noise = logs.exp().unsqueeze(-1)  # values x 1
-    shared = -0.5 * (diagonal.shape[0] * logs + (1 + eigenvalues / noise).log().sum(-1) + missed / noise.squeeze(-1))
-    explained = (squares.unsqueeze(1) / (noise * (noise + eigenvalues))).sum(-1)  # g x values
-    bound = shared + 0.5 * (explained - residual.square().sum(-1, keepdim=True) / noise.squeeze(-1)) + log_prior(logs)
-    return logs[bound.argmax(-1)].exp()
+    seen, unseen = A[:, :-held], A[:, -held:]
+    eigenvalues, vectors = torch.linalg.eigh(seen @ seen.mT)
+    eigenvalues = eigenvalues.clamp_min(0.0).unsqueeze(-1)
+    b, image = vectors.mT @ (seen @ residual[:, :-held].mT), unseen.mT @ vectors  # P x g, held x P
+    logs = torch.linspace(math.log(1e-7), math.log(10.0), 300).to(A)
+    noise = logs.exp()  # values
+    shrunk = 1 / (eigenvalues + noise)  # P x values
+    missed = (diagonal[-held:] - unseen.square().sum(0)).clamp_min(0.0).unsqueeze(-1)
+    total = missed + image.square() @ (noise * shrunk) + noise  # held x values
+    best = []
+    for output in range(residual.shape[0]):
+        error = residual[output, -held:].unsqueeze(-1) - image @ (b[:, output : output + 1] * shrunk)
+        score = -0.5 * (error.square() / total + total.log()).sum(0) + log_prior(logs)
+        best.append(noise[score.argmax()])
+    return torch.stack(best)

@@ -41,6 +41,7 @@ _SPREAD_ROWS = 1024  # a random sample, at most, that inducing inputs are taken 
 _BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
 _GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
 _IMAGE_ROWS = 160  # as _EVIDENCE_ROWS and _SPREAD_ROWS, of images, whose Gram matrices have a block per pixel
+_SHARE = 0.2  # of the rows, held out, that set the noise on a basis
 _MOST_NUMBERS = 4_000_000  # of these blocks held at once
 _CANDIDATES = (INFINITE, 100.0, 30.0, 10.0)
 _LABEL_CANDIDATES = (INFINITE, 100.0, 10.0)
@@ -196,10 +197,8 @@ class DKMSurrogate(InducingSurrogate):
     def _on_a_basis(
         self, machine: Machine, X: Tensor, Y: Tensor, noise: Tensor | None, generator: torch.Generator
     ) -> tuple[Machine, Tensor]:
-        """What the top layer stands on where it is not exact, and the noise that all rows say there.
-
-        Gram matrices need few inducing inputs, predictions more: their error adds to the noise of the bound that trained them.
-        """
+        """What the top layer stands on where it is not exact, since predictions need more rows than Gram matrices do; and the
+        noise there, by held-out rows."""
         if self._is_exact(X.shape[0]) or self._lik.name != "gaussian":
             return machine, machine.kernel.Z
         few = torch.randperm(X.shape[0], generator=generator)[: 2 * self.max_rows].sort().values.to(X.device)
@@ -213,7 +212,8 @@ class DKMSurrogate(InducingSurrogate):
             A = project(factor, self._shared_kernel(machine.kernel, basis, X[rows]))
             centre = self._default_scales(X).noise.log()
             prior = lambda logs: -0.5 * ((logs - centre) / LOG_SD["noise"]).square()  # noqa: E731
-            own = best_noise(A, gram_diagonal(machine.kernel, X[rows]), Y[rows].T, prior)
+            held = max(1, round(_SHARE * some))
+            own = best_noise(A, gram_diagonal(machine.kernel, X[rows]), Y[rows].T, held, prior)
         return replace(machine, noise=own), basis
 
     def _descend(

@@ -195,4 +195,5 @@ def test_predictions_beyond_max_rows_stand_on_more_rows_than_gram_matrices() -> 
     assert surrogate._basis.shape == (150, 2)
     X_test, Y_test = steps(200, 1)
     exact = make(nu=30.0, num_inducing=15, steps=5).fit(X, Y)
-    assert log_density(surrogate, X_test, Y_test) > log_density(exact, X_test, Y_test) - 0.2
+    errors = [float((s.predict(X_test).mean - Y_test).square().mean().sqrt()) for s in (surrogate, exact)]
+    assert errors[0] < 1.1 * errors[1]  # on a basis of half the rows
