@@ -198,7 +198,12 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def report(frame: pd.DataFrame, command: str) -> str:
     """The tables, as Markdown: medians over splits, since single failures are large."""
-    lines = ["# Deep kernels", "", f"Command: `{command}`. seqbdl {seqbdl.__version__}; medians over splits, one thread.", ""]
+    lines = [
+        "# Deep kernels",
+        "",
+        f"Command: `{command}`, beside rows measured before. seqbdl {seqbdl.__version__}; medians over splits, one thread.",
+        "",
+    ]
     lines += ["## By the evidence alone, and at the defaults: diabetes", ""]
     lines += ["| method | evidence per row | test log-likelihood | RMSE | CPU s |", "| --- | --- | --- | --- | --- |"]
     for method, own in frame[frame["section"] == "pitfall"].groupby("method", sort=False):
@@ -259,7 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
     known = pd.read_csv(options.out) if options.out.exists() and not options.quick else pd.DataFrame(columns=KEY)
     todo = jobs(options.sections, options.quick, options.data, 1 if options.quick else options.splits)
     frame = measure(todo, known, None if options.quick else options.out)
-    command = f"python benchmarks/deep_kernels.py --splits {options.splits}" + ("" if options.data is None else " --data FOLDER")
+    command = f"python benchmarks/deep_kernels.py --sections {' '.join(options.sections)} --splits {options.splits}"
+    command += "" if options.data is None else " --data FOLDER"
     text = report(frame, command)
     if not options.quick:
         options.out.with_suffix(".md").write_text(text)
