@@ -107,6 +107,32 @@ def test_late_and_shuffled_rewards_end_in_the_same_posterior() -> None:
     assert torch.allclose(a.log_evidence, b.log_evidence, atol=1e-8)
 
 
+STREAMED: dict[str, dict[str, Any]] = {  # nothing is learned from the first rows that later ones would have told otherwise
+    "ekf": {"network": (8,), "linearize": "start"},
+    "lofi": {"network": (8,), "linearize": "start", "rank": 64},
+    "vbll": {"network": (8,), "num_networks": 2, "steps": 0},
+    "last-layer-laplace": {"network": (8,), "num_networks": 2, "adaptation": 0.0, "prior_precision": 1.0},
+}
+
+
+@pytest.mark.parametrize("arms", ["onehot", "separate"])
+@pytest.mark.parametrize("name", list(STREAMED))
+def test_late_and_shuffled_rewards_commute_where_updates_do(name: str, arms: str) -> None:
+    box = (spaces.Box(-1.0, 1.0, (2,), np.float64), spaces.Discrete(3))
+    known: dict[str, Any] = {"noise": 0.01, "outcome_bounds": [[-2.0], [2.0]], "scales": {}}
+    options = {"arms": arms, "refit_every": None, "memory": 0, "surrogate_options": {**STREAMED[name], **known}}
+    prompt, late = (BanditLoop(box, name, "uniform", initial_pulls=0, **options) for _ in range(2))
+    for decision, reward in played(prompt, 24):
+        prompt.tell(decision, reward)
+        prompt.predict([0.0, 0.0])  # learns now
+    told = played(late, 24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1)).tolist()
+    for part in (order[:5], order[5:16], order[16:]):
+        late.tell([told[i][0].id for i in part], [told[i][1] for i in part])
+        late.predict([0.0, 0.0])
+    assert torch.allclose(prompt.predict([0.3, -0.7]), late.predict([0.3, -0.7]), atol=1e-6)
+
+
 def test_asking_does_not_change_the_posterior() -> None:
     loop = BanditLoop((2, 3), "bayesian-last-layer", initial_pulls=1, surrogate_options=SMALL["bayesian-last-layer"])
     for decision, reward in played(loop, 12):
