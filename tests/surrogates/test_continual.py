@@ -15,7 +15,7 @@ from seqbdl.surrogates.continual import METHODS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "vcl": {"coreset": 4, "coreset_steps": 30},
-    "sfsvi": {"coreset": 8},
+    "sfsvi": {"coreset": 8, "strength": 0.1},
     "fromp": {"coreset": 8},
 }
 POINTS = ("ewc", "si", "fromp", "fine-tune", "refit")
