@@ -39,7 +39,6 @@ def prior_draws(kernel: GramKernel, n: int, width: int, generator: torch.Generat
         return torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(kernel.Z)
 
     P, layout = kernel.Z.shape[0], kernel.layout
-    images = isinstance(layout, Images)
     dims = layout.variances(kernel.scales.inputs[0]).shape[-1] + 1
     weights, phases = [], []
     for layer in range(kernel.scales.depth):
@@ -47,9 +46,9 @@ def prior_draws(kernel: GramKernel, n: int, width: int, generator: torch.Generat
         phases.append(2 * math.pi * torch.rand(n, 1, width, generator=generator, dtype=torch.float64).to(kernel.Z))
         patch = layout.size**2 if isinstance(layout, Images) else 1
         dims = patch * width + 1 + (P if kernel.learned and layer + 1 < kernel.scales.depth else 0)
-    if not images:
-        return RandomFeatures(kernel, weights, phases, normal(width + 1, 1))
-    return ImageFeatures(kernel, weights, phases, normal(1, kernel.layout.num_pixels, width, 1), normal(1, 1))
+    if isinstance(layout, Images):
+        return ImageFeatures(kernel, weights, phases, normal(layout.num_pixels, width, 1), normal(1))
+    return RandomFeatures(kernel, weights, phases, normal(width + 1, 1))
 
 
 def activated(kernel: GramKernel, layer: int, a: Tensor, phases: Tensor) -> Tensor:
@@ -161,8 +160,8 @@ class ImageFeatures:
         h = activated(kernel, 0, phi @ self._weights[0].unsqueeze(1), self._phases[0].unsqueeze(1))
         for layer in range(1, kernel.scales.depth):
             h = activated(kernel, layer, self._next(layer, h), self._phases[layer].unsqueeze(1))
-        pooled = (h @ self._head.squeeze(1)).squeeze(-1).sum(1) / math.sqrt(self._layout.num_pixels)
-        return pooled + kernel.scales.biases[0, -1].sqrt() * self._head_bias.squeeze(-1)
+        pooled = (h @ self._head).squeeze(-1).sum(1) / math.sqrt(self._layout.num_pixels)
+        return pooled + kernel.scales.biases[0, -1].sqrt() * self._head_bias
 
     def __call__(self, X: Tensor) -> Tensor:
         rows = X.reshape(-1, X.shape[-1])
