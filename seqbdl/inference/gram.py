@@ -108,6 +108,11 @@ def square(k: Tensor, activation: str) -> Tensor:
 
 def gram(kernel: GramKernel, X1: Tensor, X2: Tensor) -> Tensor:
     """The kernel, ``... x q1 x q2`` for ``X1: ... x q1 x d`` and ``X2: ... x q2 x d`` in the unit cube."""
+    return _gram_and_diagonal(kernel, X1, X2)[0]
+
+
+def _gram_and_diagonal(kernel: GramKernel, X1: Tensor, X2: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel, and ``k(x, x)`` of ``X2``."""
     layout, (rows1, rows2) = kernel.layout, (first_rows(kernel, X) for X in (X1, X2))
     G12 = _bias(kernel, 0) + rows1 @ rows2.mT
     one, two, G_ii = _side(kernel, rows1), _side(kernel, rows2), _inducing_start(kernel)
@@ -116,7 +121,7 @@ def gram(kernel: GramKernel, X1: Tensor, X2: Tensor) -> Tensor:
         F = product(G12, one.diagonal.unsqueeze(-1), two.diagonal.unsqueeze(-2), kernel.activation)
         K12 = _affine(kernel, layer, layout.between(F, last))
         if last:
-            return K12
+            return K12, _layer_diagonal(kernel, layer, two.diagonal)
         if not kernel.learned:
             G12 = K12
             one, two = (replace(s, diagonal=_layer_diagonal(kernel, layer, s.diagonal)) for s in (one, two))
@@ -140,7 +145,9 @@ def inducing_blocks(kernel: GramKernel, X: Tensor) -> tuple[Tensor, Tensor, Tens
     Inducing inputs of the top layer are rows as they are: for images, whole ones.
     """
     if isinstance(kernel.layout, Images) or not kernel.learned:
-        return gram(kernel, kernel.Z, kernel.Z), gram(kernel, kernel.Z, X), gram_diagonal(kernel, X)
+        K, diagonal = _gram_and_diagonal(kernel, kernel.Z, torch.cat([kernel.Z, X]))
+        P = kernel.Z.shape[0]
+        return K[:, :P], K[:, P:], diagonal[P:]
     (side, G_ii), last = _to_the_top(kernel, X), kernel.scales.depth - 1
     diagonal = _layer_diagonal(kernel, last, side.diagonal)
     return _inducing_layer(kernel, last, G_ii), _layer_cross(kernel, last, G_ii, side), diagonal
