@@ -34,7 +34,7 @@ import testbed
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("method", "seed", "steps", "regret", "seconds")
-METHODS = ("laplace", "last-layer-laplace", "vbll", "ekf", "lofi", "ensemble", "ensemble-plus", "mfvi", "mc-dropout", "swag")
+METHODS = ("laplace", "last-layer-laplace", "ekf", "lofi", "ensemble", "ensemble-plus", "epinet", "mc-dropout", "swag")
 TEMPERATURE = 0.1
 SCORED = [testbed.Problem(2, ratio, TEMPERATURE, seed) for ratio, seed in itertools.product((1, 10, 100), (0, 1))]
 SCHEDULE = {"initial_pulls": 0, "refit_every": 1.5, "absorb_every": 10}
@@ -129,7 +129,14 @@ def main() -> None:
     if args.quick:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "quick.csv"
-            measure(path, list(METHODS[:3]), 1, 30, SCORED[:1], testbed.Settings(draws=50, samples=50, steps=20))
+            measure(
+                path,
+                ["last-layer-laplace", "ensemble", "epinet"],
+                1,
+                30,
+                SCORED[:1],
+                testbed.Settings(draws=50, samples=50, steps=20),
+            )
             print(report(path, 30, "python benchmarks/testbed_bandit.py --quick"))
         return
     measure(args.out, args.methods, args.seeds, args.steps, SCORED, testbed.Settings())

@@ -4,6 +4,10 @@ The wheel of Riquelme, Tucker and Snoek (2018), noise sd 0.05, expected regret, 
 all radii. A run finds the rare corners or does not, so the median stands beside the mean. Every finished run is a row of the
 CSV file; runs that are there are not repeated.
 
+"Told" methods know that rewards lie in [0, 50] and take the sd of the noise for 1, as do all from ``ekf`` on but the last: no
+posterior explores for rewards that its prior, or ten rewards of about 1, rule out. ``linear`` and ``neural-linear`` have the
+priors of the published runs (inverse gamma 6, 6; precision 0.25).
+
     python benchmarks/wheel.py --seeds 5 --methods linear neural-linear   # adds to benchmarks/results/wheel.csv
     python benchmarks/wheel.py --quick                                    # seconds, into a temporary folder
 """
