@@ -43,8 +43,8 @@ class FilterSurrogate(GaussianSurrogate):
         activation: Of the widths form.
         scales: Known variances of the network's layers; ``None``: by the evidence.
         linearize: Where: ``"mean"``, at the mean, anew with every block; or ``"start"``, at the random start, once and for all:
-            the recursion is then exact (of ``lofi`` up to its rank), rows may come in any order, and a far outlier does no
-            harm, but the network's features do not learn.
+            under Gaussian noise the recursion is then exact (of ``lofi`` up to its rank), rows may come in any order, and one far
+            outcome does not throw it off, but the network's features do not learn.
         initial_covariance: Prior variance of the whitened weights.
         forgetting: Before every block of an update, deviations from the prior mean shrink by this factor.
         process_noise: And so much variance is added to every weight; ``None``: ``(1 - forgetting^2) initial_covariance``, under
@@ -99,8 +99,8 @@ class FilterSurrogate(GaussianSurrogate):
             )
         if linearize not in ("mean", "start"):
             raise InvalidOptionError(f'linearize={linearize!r} is neither "mean" nor "start"')
-        if linearize == "start":
-            iterations, halvings = 1, 0  # steps of a linear model end where they should
+        if linearize == "start" and self._lik.name == "gaussian":
+            iterations, halvings = 1, 0  # the first step of linear least squares ends where it should
         self.num_branches, self.linearize = num_branches, linearize
         self.initial_covariance = initial_covariance
         added = (1.0 - forgetting**2) * initial_covariance if process_noise is None else process_noise

@@ -143,6 +143,22 @@ def test_linearized_at_the_start_any_order_is_the_batch(name: str) -> None:
     torch.testing.assert_close(batch.posterior(X_TEST).mean, mean, rtol=0, atol=1e-8)
 
 
+def test_labels_of_a_linearized_network_are_iterated(name: str) -> None:
+    """One step of least squares is no maximum of a Bernoulli likelihood: the textbook filter's mean differs."""
+    X, Y = curved(30)
+    labels = Y.gt(Y.median()).double()
+
+    def mean(iterations: int) -> Tensor:
+        surrogate = seqbdl.make_surrogate(
+            name, 2, likelihood="bernoulli", bounds=BOUNDS, network=(6,), linearize="start", iterations=iterations, batch_rows=0,
+            block_size=30,
+        )  # fmt: skip
+        return surrogate.fit(X, labels).posterior(X_TEST).mean
+
+    torch.testing.assert_close(mean(8), mean(9), rtol=1e-4, atol=1e-4)
+    assert float((mean(1) - mean(8)).abs().max()) > 0.01
+
+
 def test_a_stream_is_learned(name: str) -> None:
     """Sixty rows by the recursion, after ten by the fit: errors shrink, and predictions say how large they are."""
     X, Y = curved(70)
