@@ -254,7 +254,8 @@ class DKMSurrogate(InducingSurrogate):
             first = self._default_scales(X) if warm is None else warm.to(X)
             machine = Machine(self._plain_kernel(first, X[:1]), first.noise.expand(self.output_dim), INFINITE, 0.0)
             machine = self._train_infinitely_wide(machine, X[some], Y[some], known, generator)
-            scales, own = machine.kernel.scales, machine.noise
+            own = machine.noise if self._lik.has_noise else torch.ones_like(machine.noise)
+            scales = replace(machine.kernel.scales, noise=machine.noise.mean(0, keepdim=True))  # where the next fit starts
         elif self._lik.has_noise:
             scales, _ = infinite_width.learn_scales(
                 X[some],
@@ -301,8 +302,7 @@ class DKMSurrogate(InducingSurrogate):
         def learn(machine: Machine, pseudo: Tensor, variance: Tensor) -> Machine:
             return train_machine(machine, X, pseudo, variance, INFINITE, generator, replace(settings, max_iterations=15))
 
-        machine = infinite_width.alternate_with_sites(prior, learn, machine, Y, self._lik, self.num_latents)
-        return replace(machine, noise=torch.ones_like(machine.noise))
+        return infinite_width.alternate_with_sites(prior, learn, machine, Y, self._lik, self.num_latents)
 
     def _shared_kernel(self, kernel: GramKernel, X1: Tensor, X2: Tensor) -> Tensor:
         """``batch x q1 x q2``, in parts where there is a block per pixel."""

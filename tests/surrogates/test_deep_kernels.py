@@ -1,10 +1,9 @@
-"""What all deep kernels promise alike: draws, joint covariances, exact updates, warm starts, numbers in either precision."""
+"""What all deep kernels promise alike: draws, joint covariances, exact updates, numbers in either precision."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -73,21 +72,6 @@ def test_updates_under_the_frozen_kernel_are_refits(name: str) -> None:
         if name != "dwp":  # whose fantasies are weighted particles
             dense = make(name).load_state(state).condition_on_observations(X[20:], Y[20:]).posterior(query)
             torch.testing.assert_close(once.posterior(query).mean, dense.mean, rtol=0, atol=max(tolerance, 1e-5))
-
-
-def test_a_second_fit_starts_from_the_first(name: str) -> None:
-    """From there a single step is no worse than from scratch; and it is deterministic."""
-    X, Y = data(24)
-    few = {"dkl": {"max_steps": 1}, "due": {"steps": 1}, "dwp": {"steps": 1}, "dkm": {"steps": 1, "max_iterations": 2}}
-    options: dict[str, Any] = few.get(name, {"max_iterations": 2})
-    first = make(name).fit(X, Y)
-    warm = make(name, **options).load_state(first.save_state()).fit(X, Y)
-    again = make(name, **options).load_state(first.save_state()).fit(X, Y)
-    query = points(200)
-    assert torch.equal(warm.posterior(query).mean, again.posterior(query).mean)
-    truth = 3.0 + 2.0 * torch.sin(4.0 * query.sum(-1, keepdim=True) / 2**0.5) * (query[:, :1] + 0.5)
-    errors = [float((s.posterior(query).mean - truth).square().mean().sqrt()) for s in (warm, make(name, **options).fit(X, Y))]
-    assert errors[0] < errors[1] + 0.05
 
 
 @pytest.mark.parametrize("case", ["as it is", "duplicated rows", "a constant column", "tiny scale", "nearly the same rows"])

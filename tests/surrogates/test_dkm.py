@@ -142,6 +142,17 @@ def test_nu_is_kept_until_the_rows_have_grown_and_batches_are_possible() -> None
     assert log_density(batched, X, Y) > log_density(make("dkm", nu=math.inf, noise=20.0).fit(X, Y), X, Y)
 
 
+@pytest.mark.parametrize("activation", ["erf", "squared-exponential"])
+def test_refits_start_where_the_last_one_ended(activation: str) -> None:
+    X, Y = steps(50, 0)
+    options = {"nu": math.inf, "activation": activation}
+    first = make(**options).fit(X[:40], Y[:40])
+    short = {**options, "max_iterations": 1}
+    warm, cold = make(**short).load_state(first.save_state()).fit(X, Y), make(**short).fit(X, Y)
+    best = make(**options).fit(X, Y).log_evidence()
+    assert warm.log_evidence() > cold.log_evidence() + 0.5 * (best - cold.log_evidence())
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(UnknownNameError, match="squared-exponential"):
         make(activation="tanh")
