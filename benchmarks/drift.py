@@ -196,7 +196,7 @@ def transfer(seeds: int, budget: int) -> list[list[str]]:
     return rows
 
 
-def parts(names: list[str], quick: bool, seeds: int) -> dict[str, str]:
+def parts(names: list[str], quick: bool, seeds: int, length: int = 30) -> dict[str, str]:
     """A table per part."""
     out = {}
     if "change" in names:
@@ -206,7 +206,7 @@ def parts(names: list[str], quick: bool, seeds: int) -> dict[str, str]:
         )
     if "streams" in names and real_streams(2):
         heads = ["method", *real_streams(2)]
-        out["streams"] = table("Real streams: log loss per row, before learning it", heads, streams(30 if quick else 500))
+        out["streams"] = table("Real streams: log loss per row, before learning it", heads, streams(length))
     if "bandit" in names:
         heads = ["method", "regret to the best draw", "expected regret"]
         rounds = 50 if quick else 10_000
@@ -225,18 +225,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, prints only")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=500, help="rows of the real streams")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.quick:
         print("\n".join(parts(args.parts, True, 1).values()))
         return
     for name in args.parts:
-        text = parts([name], False, args.seeds).get(name)
+        text = parts([name], False, args.seeds, args.length).get(name)
         if text is None:
             print(f"{name}: skipped; it needs the package river")
             continue
         print(text, flush=True)
-        command = f"`python benchmarks/drift.py --parts {name} --seeds {args.seeds}`; mean ± standard error."
+        size = f" --length {args.length}" if name == "streams" else f" --seeds {args.seeds}"
+        command = f"`python benchmarks/drift.py --parts {name}{size}`; mean ± standard error."
         old = args.out.read_text(encoding="utf-8") if args.out.exists() else "# Change, transfer and refits\n"
         block = f"<!-- {name} -->\n{text}\n{command}\n<!-- end {name} -->\n"
         pattern = re.compile(f"<!-- {name} -->.*<!-- end {name} -->\n", re.DOTALL)
