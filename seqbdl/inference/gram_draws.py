@@ -92,13 +92,17 @@ class RandomFeatures:
         spanned = torch.linalg.solve_triangular(factor.mT, B, upper=True).mT @ psi_z
         return torch.cat([psi - spanned, (self._kernel.roots[layer].T @ B).mT], -1)
 
-    def __call__(self, X: Tensor) -> Tensor:
-        phi = self._first(X.reshape(-1, X.shape[-1]))
+    def features(self, X: Tensor) -> Tensor:
+        """``N x d`` to ``n x N x (M + 1)``, whose inner products have the kernel as mean."""
+        phi = self._first(X)
         for layer in range(self._kernel.scales.depth):
             phi = self._psi(layer, phi)
             if self._maps and layer + 1 < self._kernel.scales.depth:
                 phi = self._learned(layer, phi)
-        values = (phi @ self._head).squeeze(-1)  # n x N
+        return phi
+
+    def __call__(self, X: Tensor) -> Tensor:
+        values = (self.features(X.reshape(-1, X.shape[-1])) @ self._head).squeeze(-1)  # n x N
         return values.unflatten(-1, X.shape[:-1])
 
 

@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from botorch.sampling.pathwise.features.generators import GenKernelFeatures
+from botorch.sampling.pathwise.features.maps import FeatureMap
 from gpytorch.kernels import Kernel
 from gpytorch.mlls import AddedLossTerm
 from gpytorch.priors import NormalPrior
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from seqbdl.errors import InvalidOptionError, ShapeError, UnknownNameError
 from seqbdl.inference.gram import SQUARED_EXPONENTIAL, GramKernel, divergences, gram, gram_diagonal, lower_logs, lower_root
+from seqbdl.inference.gram_draws import RandomFeatures, prior_draws
 from seqbdl.inference.infinite_width import WidthScales, default_scales
 from seqbdl.inference.kernel_machine import LOG_SD
 from seqbdl.networks.activations import ACTIVATIONS
@@ -148,6 +151,34 @@ def _parameter(kernel: DKMKernel, name: str) -> Tensor:
 
 def _set_parameter(kernel: DKMKernel, value: Tensor, name: str) -> None:
     kernel.initialize(**{name: value})
+
+
+class _RandomFeatures(FeatureMap):
+    """Features whose inner products have the kernel as mean, for BoTorch's pathwise draws; the layers are drawn once."""
+
+    def __init__(self, kernel: DKMKernel, num_outputs: int) -> None:
+        if kernel.batch_shape:
+            raise InvalidOptionError(
+                f"no pathwise draws of a batch of kernels, batch_shape={tuple(kernel.batch_shape)}; take one model per outcome"
+            )
+        super().__init__()
+        self.kernel, self.num_outputs, self.batch_shape = kernel, num_outputs, kernel.batch_shape
+        self.input_transform = self.output_transform = None
+        with torch.no_grad():  # a function of its inputs only
+            draws = prior_draws(kernel.gram_kernel, 1, num_outputs - 1, torch.Generator().manual_seed(0))
+        assert isinstance(draws, RandomFeatures)
+        self._draws = draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``batch x q x d`` to ``batch x q x num_outputs``."""
+        seen = x if self.kernel.active_dims is None else x[..., self.kernel.active_dims]
+        phi = self._draws.features(seen.double().reshape(-1, seen.shape[-1])).squeeze(0)
+        return phi.unflatten(0, x.shape[:-1]).to(x.dtype)
+
+
+@GenKernelFeatures.register(DKMKernel)
+def _features_of_dkm(kernel: DKMKernel, *, num_inputs: int, num_outputs: int) -> FeatureMap:
+    return _RandomFeatures(kernel, num_outputs)
 
 
 class _Divergence(AddedLossTerm):

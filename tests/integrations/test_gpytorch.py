@@ -10,9 +10,12 @@ import gpytorch
 import pytest
 import torch
 from botorch.acquisition import qLogNoisyExpectedImprovement
+from botorch.acquisition.thompson_sampling import PathwiseThompsonSampling
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP, SingleTaskVariationalGP
+from botorch.optim import optimize_acqf
 from botorch.optim.utils import sample_all_priors
+from botorch.sampling.pathwise import draw_matheron_paths
 from botorch.utils.sampling import manual_seed
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import GaussianLikelihood
@@ -131,7 +134,7 @@ def test_a_variational_model_trains_in_batches() -> None:
     model.eval()
     with torch.no_grad():
         assert float((model(X_test).mean - Y_test.squeeze(-1)).square().mean().sqrt()) < 0.5  # of their standard deviation
-    assert float(model.covar_module.divergences()) > 0
+    assert model.covar_module.divergences().item() > 0
 
 
 def test_single_task_gp_fits_predicts_fantasizes_and_decides() -> None:
@@ -189,6 +192,27 @@ def test_what_a_surrogate_has_learned_goes_into_a_model() -> None:
     images = seqbdl.make_surrogate("dkm", 4, image_shape=(1, 2, 2))
     with pytest.raises(InvalidOptionError, match="images"):
         DKMKernel.of(images)
+
+
+def test_botorchs_pathwise_draws_know_it() -> None:
+    X, Y = data(20)
+    model = SingleTaskGP(X, Y, covar_module=moved(DKMKernel(X[:8], nu=30.0)))
+    model.likelihood.noise = 0.05
+    model.eval()
+    query, n = data(30, 1)[0], 512
+    with manual_seed(0), torch.no_grad():
+        values = draw_matheron_paths(model, sample_shape=torch.Size([n]))(query).reshape(n, 30, 1)
+        posterior = model.posterior(query)
+        acquisition = PathwiseThompsonSampling(model)
+    candidate, _ = optimize_acqf(acquisition, BOUNDS, q=1, num_restarts=2, raw_samples=4, options={"maxiter": 3})
+    assert bool(((candidate >= 0) & (candidate <= 1)).all())
+    sd = posterior.variance.sqrt()
+    assert float(((values.mean(0) - posterior.mean) / sd).abs().max()) < 4.0 / n**0.5  # exact at any number of features
+    # One set of a thousand features for all draws.
+    assert float((values.std(0) / sd - 1).abs().max()) < 4.0 / (2 * n) ** 0.5 + 4.0 / 1024**0.5
+    batched = SingleTaskGP(X, torch.cat([Y, Y], -1), covar_module=DKMKernel(X[:8], batch_shape=torch.Size([2])))
+    with pytest.raises(InvalidOptionError, match="one model per outcome"):
+        draw_matheron_paths(batched, sample_shape=torch.Size([2]))
 
 
 def test_pairs_of_different_inputs_and_gradients() -> None:
