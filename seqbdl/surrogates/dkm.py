@@ -38,7 +38,7 @@ from seqbdl.surrogates.inducing import InducingSurrogate
 _MIN_ROWS = 8  # fewer say nothing about nu
 _EVIDENCE_ROWS = 512  # a random sample that trains the kernel where max_rows is exceeded
 _SPREAD_ROWS = 1024  # a random sample, at most, that inducing inputs are taken from
-_BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches
+_BATCHED = 5000  # rows beyond which Gram matrices are learned in mini-batches, and noise from a sample
 _GROWTH = 1.5  # nu is chosen again when the rows have grown by so much
 _IMAGE_ROWS = 160  # as _EVIDENCE_ROWS and _SPREAD_ROWS, of images, whose Gram matrices have a block per pixel
 _SHARE = 0.2  # of the rows, held out, that set the noise on a basis
@@ -207,12 +207,11 @@ class DKMSurrogate(InducingSurrogate):
             if noise is not None:
                 return machine, basis
             factor = jittered_cholesky(self._shared_kernel(machine.kernel, basis, basis))
-            some = X.shape[0] if X.shape[0] <= _BATCHED else _BATCHED
-            rows = torch.randperm(X.shape[0], generator=generator)[:some].to(X.device)
+            rows = torch.randperm(X.shape[0], generator=generator)[:_BATCHED].to(X.device)
             A = project(factor, self._shared_kernel(machine.kernel, basis, X[rows]))
             centre = self._default_scales(X).noise.log()
             prior = lambda logs: -0.5 * ((logs - centre) / LOG_SD["noise"]).square()  # noqa: E731
-            held = max(1, round(_SHARE * some))
+            held = max(1, round(_SHARE * rows.shape[0]))
             own = best_noise(A, gram_diagonal(machine.kernel, X[rows]), Y[rows].T, held, prior)
         return replace(machine, noise=own), basis
 

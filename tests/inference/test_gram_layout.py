@@ -129,7 +129,7 @@ def test_a_learned_layer_is_the_conditional_expectation_at_every_pixel(activatio
 
 
 def test_mixers_project_neighbours_onto_the_inducing_features() -> None:
-    """An inducing pixel's own place in its patch is itself, and no place has more than its own variance."""
+    """The centre of an inducing point's patch is the inducing point itself."""
     kernel = machine("erf")
     assert isinstance(kernel.layout, Images)
     centre = kernel.layout.mixers[0, 4]
