@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "neural-linear, told": {"surrogate": "neural-linear", "surrogate_options": TOLD_HEADS},
     "neural-linear, 100 rows per arm": {"surrogate": "neural-linear", "memory": 100},
     "ekf": {"surrogate": "ekf", **STREAM, "surrogate_options": TANGENTS},
+    "ekf, upper bounds": {"surrogate": "ekf", "policy": "ucb", **STREAM, "surrogate_options": TANGENTS},
     "lofi": {"surrogate": "lofi", **STREAM, "surrogate_options": {**TANGENTS, "num_branches": 1, "rank": 64}},
     "vbll": {"surrogate": "vbll", **STREAM, "surrogate_options": {**FEATURES, "steps": 0}},
     "last-layer-laplace": {
