@@ -74,7 +74,7 @@ def measure(path: Path, data: str, X: np.ndarray, y: np.ndarray, methods: list[s
         cells = (method, data, n, METHODS[method][0], f"{group['reward'].mean():.0f}{spread}", len(group))
         lines.append("| " + " | ".join(str(cell) for cell in cells) + f" | {group['seconds'].mean():.0f} |")
     text = "\n".join(lines) + "\n"
-    command = f"python benchmarks/bounded_memory.py --data shuttle.csv --label Class --seeds {seeds}"
+    command = f"python benchmarks/bounded_memory.py --data {data}.csv --label Class --seeds {rows['seed'].nunique()}"
     head = f"Total reward, mean ± standard error; 1 for the right class.\n\n    {command}"
     path.with_suffix(".md").write_text(f"{head}\n\n{text}", encoding="utf-8")
     return text
