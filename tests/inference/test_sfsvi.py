@@ -39,7 +39,9 @@ def test_one_weight(strength: float, coreset: int) -> None:
         assert float(memory.spread.diagonal) == pytest.approx(1 / variance, rel=0.05)  # of gradients from 16 draws
     if coreset == 0:
         exact = 1 + 2 * N / NOISE
-        assert float(memory.z) == pytest.approx(float(Y.sum()) / NOISE / exact, abs=0.05 * exact**-0.5)  # the first spread is known to 5 %
+        assert float(memory.z) == pytest.approx(
+            float(Y.sum()) / NOISE / exact, abs=0.05 * exact**-0.5
+        )  # the first spread is known to 5 %
         assert float(memory.spread.diagonal) == pytest.approx(exact, rel=0.1)
 
 
