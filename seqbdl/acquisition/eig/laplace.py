@@ -53,7 +53,8 @@ def laplace_information(model: Any, theta: Tensor, designs: Tensor, covariance: 
     for i in range(p):  # forward mode, one entry of theta at a time
         direction = torch.zeros_like(theta)
         direction[:, i] = 1.0
-        (_, log_sd), slopes = torch.func.jvp(moments, (theta,), (direction,))
+        pushed: Any = torch.func.jvp(moments, (theta,), (direction,))  # its type allows for a third, auxiliary value
+        (_, log_sd), slopes = pushed
         columns.append(torch.stack([slopes[0] * (-log_sd).exp(), math.sqrt(2.0) * slopes[1]], dim=-1))
     roots = torch.stack(columns, dim=-2)  # D x N x p x 2, F = roots roots^T
     if not bool(roots.isfinite().all()):
