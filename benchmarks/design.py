@@ -113,7 +113,7 @@ LOCATION = Problem(
     {"num_particles": 4096, "propose": near_sources},
     {"random, standard normal": lambda generator: normal_places(generator, 10)},
     8.0,
-    {"updates": 3000, "batch_size": 128, "num_contrastive": 255, "learning_rate": 2e-3},
+    {"updates": 3000, "batch_size": 128, "num_contrastive": 1023},
 )
 PROBLEMS = {
     "death": Problem(
@@ -154,7 +154,7 @@ PROBLEMS = {
             "random, 24 sigmoid(U(-5, 5))": lambda generator: 24 * (10 * uniform(generator, 5, 1) - 5).sigmoid(),
             "equally spaced": lambda generator: torch.linspace(4.8, 24.0, 5, dtype=torch.float64).unsqueeze(-1),
         },
-        policy={"updates": 1000, "batch_size": 128, "num_contrastive": 255, "learning_rate": 2e-3},
+        policy={"updates": 1000, "batch_size": 128, "num_contrastive": 255},
     ),
     "preference": Problem(
         Preference(),

@@ -22,8 +22,8 @@ from seqbdl.errors import DivergedError, InvalidOptionError
 OBJECTIVES = ("auto", "spce", *BOUNDS)
 _PILOT = 2048
 """Prior draws whose moments scale outcomes and parameters."""
-_SPREAD = 0.9
-"""Standard deviation of the angles of an untrained policy's designs, whose sines are then nearly uniform."""
+_SPREAD = 0.3
+"""Root mean square of the angles of an untrained policy's designs: a third of the way from the middle to the end of the box."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class PolicySettings:
         batch_size: Histories in each.
         num_contrastive: Contrastive draws ``L`` of ``"spce"``, shared by the histories of a batch; it cannot see more than
             ``log(L + 1)`` nats. For critics the other histories' parameters are the contrast: ``log(batch_size)``.
-        learning_rate: Of the first update; it falls to zero along a cosine.
+        learning_rate: Of the first update; it falls to zero along a cosine. Rates above ``5e-4`` can scatter designs over the box
+            within a few updates, where outcomes tell little and nothing leads back: look at ``trace``.
         hidden: Width of all hidden layers.
         code: Entries of the code of a history.
     """
@@ -48,7 +49,7 @@ class PolicySettings:
     updates: int = 1000
     batch_size: int = 128
     num_contrastive: int = 255
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-4
     hidden: int = 128
     code: int = 16
 
@@ -227,11 +228,13 @@ def _start(
         moments = None if objective == "spce" else _moments(goal_of(model, theta).double())
         policy = DesignPolicy(box, *_moments(y), horizon, settings.hidden, settings.code, generator, objective, moments)
         # The designs of an untrained network are nearly the same after every history, and repeated designs are often a local
-        # optimum: its answers after one experiment at random are spread over the box.
-        answers = policy.emitter(policy.encoder(box.from_unit(u), y))
-        gain = _SPREAD / answers.std(0)
+        # optimum. Here the first is the middle of the box, and those after one experiment at random are spread around it: not as
+        # far as the box, whose rim may be so poor in information that nothing leads back.
+        first = policy.emitter(torch.zeros(settings.code, dtype=torch.float64))
+        moved = policy.emitter(policy.encoder(box.from_unit(u), y)) - first
+        gain = _SPREAD / moved.square().mean(0).sqrt()
         policy.emitter.weights[-1].mul_(gain)
-        policy.emitter.biases[-1].sub_(answers.mean(0)).mul_(gain)
+        policy.emitter.biases[-1].sub_(first).mul_(gain)
     return policy
 
 
