@@ -116,8 +116,7 @@ class DesignPolicy(torch.nn.Module):
 
     def from_code(self, code: Tensor) -> Tensor:
         """The next designs ``... x d`` after histories whose codes ``... x code`` are summed."""
-        # A sine reaches both ends and has no plateau there, on which a policy would be stuck.
-        return self.box.from_unit(0.5 + 0.5 * self.emitter(code).sin())
+        return self.box.from_unit(self.emitter(code).sigmoid())
 
     def forward(self, designs: Tensor, outcomes: Tensor) -> Tensor:
         """The next designs ``... x d``.

@@ -23,7 +23,7 @@ OBJECTIVES = ("auto", "spce", *BOUNDS)
 _PILOT = 2048
 """Prior draws whose moments scale outcomes and parameters."""
 _SPREAD = 0.3
-"""Root mean square of the angles of an untrained policy's designs: a third of the way from the middle to the end of the box."""
+"""Root mean square of the logits of an untrained policy's designs: they lie in the middle tenth or two of the box."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PolicySettings:
         batch_size: Histories in each.
         num_contrastive: Contrastive draws ``L`` of ``"spce"``, shared by the histories of a batch; it cannot see more than
             ``log(L + 1)`` nats. For critics the other histories' parameters are the contrast: ``log(batch_size)``.
-        learning_rate: Of the first update; it falls to zero along a cosine. Rates above ``5e-4`` can scatter designs over the box
+        learning_rate: Of the first update; it falls to zero along a cosine. Much larger rates can scatter designs over the box
             within a few updates, where outcomes tell little and nothing leads back: look at ``trace``.
         hidden: Width of all hidden layers.
         code: Entries of the code of a history.
@@ -49,7 +49,7 @@ class PolicySettings:
     updates: int = 1000
     batch_size: int = 128
     num_contrastive: int = 255
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-3
     hidden: int = 128
     code: int = 16
 
@@ -228,11 +228,11 @@ def _start(
         moments = None if objective == "spce" else _moments(goal_of(model, theta).double())
         policy = DesignPolicy(box, *_moments(y), horizon, settings.hidden, settings.code, generator, objective, moments)
         # The designs of an untrained network are nearly the same after every history, and repeated designs are often a local
-        # optimum. Here the first is the middle of the box, and those after one experiment at random are spread around it: not as
-        # far as the box, whose rim may be so poor in information that nothing leads back.
+        # optimum. Here the first is the middle of the box, and those after histories at random are spread around it: not as far
+        # as the box, whose rim may be so poor in information that nothing leads back.
+        codes = policy.encoder(*_random_histories(model, policy, theta, generator)).cumsum(-2)
         first = policy.emitter(torch.zeros(settings.code, dtype=torch.float64))
-        moved = policy.emitter(policy.encoder(box.from_unit(u), y)) - first
-        gain = _SPREAD / moved.square().mean(0).sqrt()
+        gain = _SPREAD / (policy.emitter(codes) - first).square().mean((0, 1)).sqrt()
         policy.emitter.weights[-1].mul_(gain)
         policy.emitter.biases[-1].sub_(first).mul_(gain)
     return policy
@@ -241,6 +241,14 @@ def _start(
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     sd = rows.std(0)
     return rows.mean(0), torch.where(sd > 0, sd, 1.0)
+
+
+def _random_histories(model: Any, policy: DesignPolicy, theta: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Histories of designs drawn from the box, one for each of the parameters."""
+    u = torch.rand(len(theta), policy.horizon, policy.box.dim, generator=generator, dtype=torch.float64)
+    designs = policy.box.from_unit(u)
+    steps = [simulate_outcomes(model, theta, design, generator).double() for design in designs.unbind(-2)]
+    return designs, torch.stack(steps, dim=-2)
 
 
 def _contrastive_step(
@@ -275,10 +283,7 @@ def _critic_step(
     theta = source.sample(settings.batch_size, generator)
     histories = []
     if done < 0.75:
-        u = torch.rand(len(theta), policy.horizon, policy.box.dim, generator=generator, dtype=torch.float64)
-        designs = policy.box.from_unit(u)
-        steps = [simulate_outcomes(model, theta, design, generator).double() for design in designs.unbind(-2)]
-        histories.append((designs, torch.stack(steps, dim=-2)))
+        histories.append(_random_histories(model, policy, theta, generator))
     if done >= 0.25:
         histories.append(rollout(policy, model, theta, generator=generator, differentiable=True))
     assert policy.critic is not None
