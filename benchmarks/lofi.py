@@ -20,7 +20,7 @@ from seqbdl.envs.image_stream import load_images
 from seqbdl.inference import lofi
 from seqbdl.inference.recursion import FilterSettings, absorb
 from seqbdl.likelihoods import get_likelihood
-from seqbdl.networks import MLP
+from seqbdl.networks import MLP, JacobianRows
 
 RESULTS = Path(__file__).parent / "results" / "lofi.md"
 CATEGORICAL, DTYPE, STORED = get_likelihood("categorical"), torch.float32, 10
@@ -41,9 +41,9 @@ def filtered(network: MLP, z: Tensor, X: Tensor, Y: Tensor, rank: int, variance:
     belief, noise = lofi.prior_belief(z, variance, rank), torch.ones(1, 10, dtype=DTYPE)
     for x, y in zip(X.split(1), Y.split(1), strict=True):
 
-        def linearize(weights: Tensor, x: Tensor = x) -> tuple[Tensor, Tensor]:
+        def linearize(weights: Tensor, x: Tensor = x) -> tuple[Tensor, JacobianRows]:
             here = network.tangents(weights[None], x)
-            return here.values[0], network.jacobian(here)[0]
+            return here.values[0], network.rows(here)
 
         start = time.process_time()
         belief, _ = absorb(belief, linearize, CATEGORICAL, y, noise, FilterSettings())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.recursion import Belief, FilterSettings, Lift
+from seqbdl.networks import JacobianRows
 from seqbdl.posteriors.gaussian_weights import GaussianWeights
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 from seqbdl.posteriors.operators import Dense, Diagonal, Inverse
@@ -35,16 +36,17 @@ class DenseBelief(Belief):
     mean: Tensor
     covariance: Tensor
 
-    def seen(self, J: Tensor) -> tuple[Tensor, Lift]:
-        half = J @ self.covariance
-        return half @ J.T, lambda a: a @ half
+    def seen(self, J: JacobianRows) -> tuple[Tensor, Lift]:
+        half = J.dense() @ self.covariance
+        return half @ J.dense().T, lambda a: a @ half
 
     def covariance_of(self, J: Tensor) -> Tensor:
         return J @ self.covariance @ J.mT  # without the factor that draws of weights need
 
-    def learned(self, A: Tensor, mean: Tensor) -> DenseBelief:
-        half = A @ self.covariance
-        factor = safe_cholesky(half @ A.T + torch.eye(A.shape[0]).to(A))
+    def learned(self, A: JacobianRows, mean: Tensor) -> DenseBelief:
+        rows = A.dense()
+        half = rows @ self.covariance
+        factor = safe_cholesky(half @ rows.T + torch.eye(rows.shape[0]).to(rows))
         white = torch.linalg.solve_triangular(factor, half, upper=False)
         return DenseBelief(mean, self.covariance - white.T @ white)  # symmetric to the last bit
 
@@ -70,15 +72,16 @@ class DiagonalBelief(Belief):
     variance: Tensor
     variational: bool
 
-    def seen(self, J: Tensor) -> tuple[Tensor, Lift]:
-        half = J * self.variance
-        return half @ J.T, lambda a: a @ half
+    def seen(self, J: JacobianRows) -> tuple[Tensor, Lift]:
+        half = J.dense() * self.variance
+        return half @ J.dense().T, lambda a: a @ half
 
-    def learned(self, A: Tensor, mean: Tensor) -> DiagonalBelief:
+    def learned(self, A: JacobianRows, mean: Tensor) -> DiagonalBelief:
+        rows = A.dense()
         if self.variational:
-            return DiagonalBelief(mean, 1 / (1 / self.variance + A.square().sum(0)), True)
-        half = A * self.variance
-        factor = safe_cholesky(half @ A.T + torch.eye(A.shape[0]).to(A))
+            return DiagonalBelief(mean, 1 / (1 / self.variance + rows.square().sum(0)), True)
+        half = rows * self.variance
+        factor = safe_cholesky(half @ rows.T + torch.eye(rows.shape[0]).to(rows))
         white = torch.linalg.solve_triangular(factor, half, upper=False)
         return DiagonalBelief(mean, self.variance - white.square().sum(0), False)
 
@@ -127,6 +130,8 @@ def belief_from_tree(tree: Mapping[str, Any]) -> DenseBelief | DiagonalBelief:
 
 
 def _aged_mean(mean: Tensor, settings: FilterSettings, centre: Tensor | None) -> Tensor:
+    if settings.inflation_kind != "simple":
+        raise InvalidOptionError(f"inflation_kind={settings.inflation_kind!r} is of LO-FI; covariances inflate simply")
     if centre is None:
         return settings.forgetting * mean
     return centre + settings.forgetting * (mean - centre)

@@ -25,15 +25,18 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.likelihoods import Likelihood, apply_root, apply_root_transposed, whiten_both, whiten_rows
+from seqbdl.networks import JacobianRows
 from seqbdl.posteriors.gaussian_weights import GaussianWeights
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
-Linearize = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Weights ``P`` to values ``n x l`` and their Jacobian ``n x l x P``, at the rows of a block."""
+Linearize = Callable[[Tensor], tuple[Tensor, JacobianRows]]
+"""Weights ``P`` to values ``n x l`` and their Jacobian ``(n l) x P``, the row running slower, at the rows of a block."""
 Values = Callable[[Tensor], Tensor]
 """Weights ``P`` to values ``n x l`` alone."""
 Lift = Callable[[Tensor], Tensor]
 """``a: k`` to ``Sigma J^T a: P``."""
+
+INFLATIONS = ("simple", "hybrid", "bayesian")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class FilterSettings:
         forgetting: ``gamma``; deviations of the mean from its centre shrink by it, the covariance by its square.
         process_noise: ``q``, added to the variances of all weights.
         inflation: ``alpha``; the aged covariance is multiplied by ``1 + alpha``.
+        inflation_kind: One of :data:`INFLATIONS`. ``"simple"``: as said. Of LO-FI also ``"hybrid"``, the precision becomes
+            ``(Sigma^{-1} + alpha I / v) / (1 + alpha)`` with the prior variance ``v``, so that what was never seen does not
+            inflate; and ``"bayesian"``, where the mean, too, moves towards the prior's: the posterior to the power ``1 / (1 +
+            alpha)`` times the prior to the rest.
+        prior_variance: ``v``.
         iterations: Linearizations per block; 1 is the extended Kalman filter, more the iterated one.
         halvings: How often a step is halved while it does not decrease the block's loss; 0: steps are never judged, as in
             the textbook filter.
@@ -57,12 +65,19 @@ class FilterSettings:
     inflation: float = 0.0
     iterations: int = 1
     halvings: int = 0
+    inflation_kind: str = "simple"
+    prior_variance: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.forgetting <= 1.0:
             raise InvalidOptionError(f"forgetting={self.forgetting} must be in (0, 1]; 1 forgets nothing")
         if not self.process_noise >= 0.0 or not self.inflation >= 0.0:
             raise InvalidOptionError(f"process_noise={self.process_noise} and inflation={self.inflation} must not be negative")
+        if self.inflation_kind not in INFLATIONS or not self.prior_variance > 0.0:
+            raise InvalidOptionError(
+                f"inflation_kind={self.inflation_kind!r} is one of {', '.join(INFLATIONS)}, prior_variance={self.prior_variance} "
+                "must be positive"
+            )
         if self.iterations < 1 or self.halvings < 0:
             raise InvalidOptionError(f"iterations={self.iterations} must be at least 1, halvings={self.halvings} at least 0")
 
@@ -79,11 +94,11 @@ class Belief(ABC):
     """``P``."""
 
     @abstractmethod
-    def seen(self, J: Tensor) -> tuple[Tensor, Lift]:
+    def seen(self, J: JacobianRows) -> tuple[Tensor, Lift]:
         """``J Sigma J^T``, ``k x k``, and the map ``a -> Sigma J^T a``, for ``J: k x P``."""
 
     @abstractmethod
-    def learned(self, A: Tensor, mean: Tensor) -> Self:
+    def learned(self, A: JacobianRows, mean: Tensor) -> Self:
         """With the curvature ``A^T A`` of whitened rows ``A: k x P`` added, and moved to ``mean: P``."""
 
     @abstractmethod
@@ -129,27 +144,25 @@ def absorb(
     """
     mean = belief.mean
     z, force = mean, torch.zeros_like(mean)  # force = Sigma^{-1} (z - mean)
-    values, J = linearize(z)
+    values, rows = linearize(z)
     n, num_latents = values.shape
-    rows = J.flatten(0, 1)
     covariance, lift = belief.seen(rows)
     log_density = log_predictive(values, covariance, likelihood, Y, noise)
     for i in range(settings.iterations):
         if i > 0:
-            values, J = linearize(z)
-            rows = J.flatten(0, 1)
+            values, rows = linearize(z)
             covariance, lift = belief.seen(rows)
         root = likelihood.root(values, noise)
         residual = likelihood.whitened_score(values, Y, noise)
         if i > 0:
-            residual = residual + apply_root_transposed(root, (rows @ (z - mean)).reshape(n, num_latents))
+            residual = residual + apply_root_transposed(root, rows.times(z - mean).reshape(n, num_latents))
         factor = _plus_identity(whiten_both(root, covariance, num_latents))
         solved = torch.cholesky_solve(residual.reshape(-1, 1), factor).reshape(n, num_latents)
         pull = apply_root(root, solved).flatten()
         if settings.iterations == 1 and settings.halvings == 0:
             z = mean + lift(pull)
             break
-        step, push = mean + lift(pull) - z, pull @ rows - force
+        step, push = mean + lift(pull) - z, rows.pull(pull) - force
         fraction = 1.0
         if settings.halvings > 0:
             now = 0.5 * (z - mean) @ force - likelihood.log_prob(values, Y, noise).sum()
@@ -165,7 +178,7 @@ def absorb(
         z, force = z + fraction * step, force + fraction * push
         if fraction == 0.0:
             break
-    return belief.learned(whiten_rows(root, rows, num_latents), z), log_density
+    return belief.learned(_whitened(root, rows, num_latents), z), log_density
 
 
 def settle(
@@ -185,12 +198,12 @@ def settle(
         The new belief, centred on ``mode``, and ``log p(Y | mode) - 1/2 log det(I + A Sigma A^T)``: what Laplace's
         approximation of the evidence is made of, beside the prior's penalty on ``mode``. Blocks may follow one another.
     """
-    values, J = linearize(mode)
-    num_latents, rows = values.shape[1], J.flatten(0, 1)
+    values, rows = linearize(mode)
+    num_latents = values.shape[1]
     root = likelihood.root(values, noise)
     factor = _plus_identity(whiten_both(root, belief.seen(rows)[0], num_latents))
     fit = likelihood.log_prob(values, Y, noise).sum() - factor.diagonal().log().sum()
-    return belief.learned(whiten_rows(root, rows, num_latents), mode), fit
+    return belief.learned(_whitened(root, rows, num_latents), mode), fit
 
 
 def log_predictive(
@@ -242,6 +255,10 @@ def log_predictive(
             break
     factor = _plus_identity(whiten_both(likelihood.root(f, noise), covariance, num_latents))
     return -current - factor.diagonal().log().sum()
+
+
+def _whitened(root: Tensor, rows: JacobianRows, num_latents: int) -> JacobianRows:
+    return rows.mixed(lambda J: whiten_rows(root, J, num_latents))
 
 
 def _plus_identity(kernel: Tensor) -> Tensor:

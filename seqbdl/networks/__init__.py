@@ -2,6 +2,7 @@
 
 from seqbdl.networks.affine import AffineNetwork, masked
 from seqbdl.networks.frozen import FrozenSum
+from seqbdl.networks.jacobian_rows import DenseRows, JacobianRows
 from seqbdl.networks.linear import LinearHead
 from seqbdl.networks.mlp import MLP
 from seqbdl.networks.module import HeadedNetwork, ModuleNetwork
@@ -12,8 +13,10 @@ from seqbdl.networks.tangent import TangentNetwork
 
 __all__ = [
     "AffineNetwork",
+    "DenseRows",
     "FrozenSum",
     "HeadedNetwork",
+    "JacobianRows",
     "LinearHead",
     "MLP",
     "ModuleNetwork",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.networks.activations import activate, activation_slope, centred
+from seqbdl.networks.jacobian_rows import JacobianRows, OuterRows
 from seqbdl.networks.network import Network, Tangents, WeightBlock
 
 _CACHE_BYTES = 2**19
@@ -22,6 +23,10 @@ _CACHE_BYTES = 2**19
 _CACHED = 2**19
 """Hidden units times rows that are evaluated at once where nothing needs a gradient: more leave the processor's cache, and a
 million candidates would not fit into memory."""
+
+
+_MANY_WEIGHTS = 2**16
+"""From here on the Jacobian of one row is kept as outer products, layer by layer: fewer weights are faster in one matrix."""
 
 
 class MLP(Network):
@@ -290,6 +295,18 @@ class MLP(Network):
             w = self._weight_scale[layer] * a[..., None, :, None] * d.unsqueeze(-2)  # S x K x N x m x in x out
             pieces += [w.flatten(-2), self._bias_scale[layer] * d]
         return torch.cat(pieces, -1).movedim(1, -2).flatten(-2)
+
+    def rows(self, tangents: Tangents) -> JacobianRows:
+        if self.num_params < _MANY_WEIGHTS or tangents.values.shape[:2] != (1, 1):
+            return super().rows(tangents)
+        layers = []
+        for branch in range(self.branches):
+            for layer, (a, d) in enumerate(zip(*tangents.parts, strict=True)):
+                inputs = a[0, branch if a.shape[1] > 1 else 0, 0]  # branches share the first layer's inputs
+                signals = d[0, branch, 0]
+                layers.append((self._weight_scale[layer] * inputs, signals))
+                layers.append((self._bias_scale[layer].reshape(1).to(signals), signals))
+        return OuterRows(tuple(layers))
 
     def vjp(self, tangents: Tangents, alpha: Tensor) -> Tensor:
         pieces = []

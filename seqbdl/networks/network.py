@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
+from seqbdl.networks.jacobian_rows import DenseRows, JacobianRows
 
 
 class Network(ABC):
@@ -100,6 +101,10 @@ class Network(ABC):
         S, N, m = tangents.values.shape
         eye = torch.eye(N * m).to(tangents.values).reshape(N * m, 1, N, m)
         return torch.stack([self.vjp(tangents, row.expand(S, -1, -1)) for row in eye], 1).unflatten(1, (N, m))
+
+    def rows(self, tangents: Tangents) -> JacobianRows:
+        """The Jacobian of one weight vector, ``(N m) x P``, the point running slower, for products that may not need it whole."""
+        return DenseRows(self.jacobian(tangents)[0].flatten(0, 1))
 
     @property
     def blocks(self) -> tuple[WeightBlock, ...]:

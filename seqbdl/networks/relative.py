@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import ShapeError
+from seqbdl.networks.jacobian_rows import JacobianRows
 from seqbdl.networks.network import Network, Tangents, WeightBlock
 
 
@@ -58,6 +59,9 @@ class RelativeNetwork(Network):
 
     def jacobian(self, tangents: Tangents) -> Tensor:
         return self.network.jacobian(tangents)
+
+    def rows(self, tangents: Tangents) -> JacobianRows:
+        return self.network.rows(tangents)
 
     def jvp(self, tangents: Tangents, v: Tensor) -> Tensor:
         return self.network.jvp(tangents, v)

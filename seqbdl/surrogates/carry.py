@@ -150,7 +150,7 @@ def temper_belief(belief: Belief, centre: Tensor, variance: float, temper: float
     entries, factor = temper * belief.entries + rest, temper**0.5 * belief.factor
     pull = temper * (belief.entries * deviation + (belief.factor @ deviation) @ belief.factor)
     mean = centre + LowRank(entries, factor.T).solve(pull)
-    return LowRankBelief(mean, entries / scale, factor / scale**0.5, belief.rank)
+    return replace(belief, mean=mean, entries=entries / scale, factor=factor / scale**0.5)
 
 
 def temper_mean_field(q: MeanField, prior: MeanField, temper: float, inflate: float = 0.0) -> MeanField:
@@ -259,4 +259,4 @@ def _reset_belief(belief: Belief, own: Tensor, centre: Tensor, variance: float) 
         return DiagonalBelief(mean, torch.where(own, mean.new_tensor(variance), belief.variance), belief.variational)
     assert isinstance(belief, LowRankBelief)
     entries = torch.where(own, mean.new_tensor(1.0 / variance), belief.entries)
-    return LowRankBelief(mean, entries, belief.factor * ~own, belief.rank)
+    return replace(belief, mean=mean, entries=entries, factor=belief.factor * ~own)

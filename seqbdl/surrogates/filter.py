@@ -14,7 +14,7 @@ from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.observations import Labels
 from seqbdl.inference.recursion import Belief, FilterSettings, Linearize, absorb, settle
 from seqbdl.likelihoods import LIKELIHOODS
-from seqbdl.networks import Network, RelativeNetwork, TangentNetwork
+from seqbdl.networks import JacobianRows, Network, RelativeNetwork, TangentNetwork
 from seqbdl.posteriors.joint_gaussian import JointGaussian
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
@@ -136,9 +136,9 @@ class FilterSurrogate(GaussianSurrogate):
         return kind(self._builder.build(self._prior, self.num_branches), self._start)
 
     def _linearize(self, X: Tensor) -> Linearize:
-        def at(weights: Tensor) -> tuple[Tensor, Tensor]:
+        def at(weights: Tensor) -> tuple[Tensor, JacobianRows]:
             tangents = self._network.tangents(weights.unsqueeze(0), X)
-            return tangents.values[0], self._network.jacobian(tangents)[0]
+            return tangents.values[0], self._network.rows(tangents)
 
         return at
 

@@ -12,13 +12,14 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import ekf
 from seqbdl.inference.recursion import Linearize, absorb
 from seqbdl.likelihoods import get_likelihood
+from seqbdl.networks import DenseRows
 
 GAUSSIAN = get_likelihood("gaussian")
 
 
 def fixed(J: Tensor) -> Linearize:
     """A linear model: ``J: n x P``."""
-    return lambda w: ((J @ w).unsqueeze(-1), J.unsqueeze(1))
+    return lambda w: ((J @ w).unsqueeze(-1), DenseRows(J))
 
 
 def test_five_hundred_rows_one_by_one_equal_the_batch(linear: SimpleNamespace) -> None:
@@ -62,7 +63,7 @@ def test_weights_have_the_moments_of_the_belief(covariance: str, linear: SimpleN
     J, Y, noise = linear.normals(3, 6), linear.normals(3, 1, seed=1), torch.full((3, 1), 0.05).double()
     belief, _ = absorb(ekf.prior_belief(linear.normals(6), 2.0, covariance), fixed(J), GAUSSIAN, Y, noise)
     samples = belief.weights.sample(20_000, torch.Generator().manual_seed(0))
-    linear.assert_samples(samples, belief.mean, belief.seen(torch.eye(6).double())[0])
+    linear.assert_samples(samples, belief.mean, belief.seen(DenseRows(torch.eye(6).double()))[0])
 
 
 @pytest.mark.parametrize("covariance", ekf.COVARIANCES)
@@ -71,7 +72,7 @@ def test_trees_keep_beliefs(covariance: str, linear: SimpleNamespace) -> None:
     belief.weights.sample(1, torch.Generator().manual_seed(0))  # caches stay out of the tree
     restored = ekf.belief_from_tree(ekf.belief_tree(belief))
     assert type(restored) is type(belief)
-    eye = torch.eye(6).double()
+    eye = DenseRows(torch.eye(6).double())
     assert torch.equal(restored.seen(eye)[0], belief.seen(eye)[0])
     assert torch.equal(restored.learned(eye, belief.mean).seen(eye)[0], belief.learned(eye, belief.mean).seen(eye)[0])
 

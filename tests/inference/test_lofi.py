@@ -12,13 +12,14 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import lofi
 from seqbdl.inference.recursion import FilterSettings, Linearize, absorb
 from seqbdl.likelihoods import get_likelihood
+from seqbdl.networks import MLP, DenseRows, JacobianRows, jacobian_rows, mlp
 
 GAUSSIAN = get_likelihood("gaussian")
 
 
 def fixed(J: Tensor) -> Linearize:
     """A linear model with ``l`` outputs: ``J: n x l x P``."""
-    return lambda w: (J @ w, J)
+    return lambda w: (J @ w, DenseRows(J.flatten(0, 1)))
 
 
 def problem(linear: SimpleNamespace, n: int = 9, outputs: int = 2, P: int = 30) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +45,7 @@ def test_the_diagonal_of_the_precision_is_exact_for_every_rank(rank: int, linear
         torch.testing.assert_close(precision(belief), exact, rtol=1e-10, atol=1e-10)
         mean, covariance, _ = linear.conditioned(flat, Y, noise, alpha=2.0)
         torch.testing.assert_close(belief.mean, mean, rtol=0, atol=1e-8)
-        torch.testing.assert_close(belief.seen(torch.eye(30).double())[0], covariance, rtol=0, atol=1e-8)
+        torch.testing.assert_close(belief.seen(DenseRows(torch.eye(30).double()))[0], covariance, rtol=0, atol=1e-8)
 
 
 def test_the_gain_is_that_of_the_untruncated_precision(linear: SimpleNamespace) -> None:
@@ -114,9 +115,65 @@ def test_blocks_of_weights_change_nothing(dtype: torch.dtype, linear: SimpleName
         return belief
 
     whole = run(torch.float64)
-    monkeypatch.setattr(lofi, "_BLOCK", 7)
+    monkeypatch.setattr(jacobian_rows, "BLOCK", 7)
     parts = run(dtype)
     assert parts.mean.dtype == parts.entries.dtype == parts.factor.dtype == dtype
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4  # rounding of 6e-8, amplified by precisions of a hundred
     torch.testing.assert_close(parts.mean.double(), whole.mean, rtol=0, atol=tolerance)
     torch.testing.assert_close(precision(parts).double(), precision(whole), rtol=tolerance, atol=100 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_outer_products_change_nothing(dtype: torch.dtype, linear: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of three layers, rows one by one: Jacobians as matrices, and as layers."""
+    ones = torch.ones(3, dtype=dtype)
+    network = MLP((6, 5), 3 * ones[:2], ones[:2], ones, 3, "relu")
+    categorical, X = get_likelihood("categorical"), linear.normals(12, 2).to(dtype)
+    labels = (torch.arange(12) % 3).unsqueeze(-1).to(dtype)
+
+    def run() -> tuple[lofi.LowRankBelief, float]:
+        belief, total = lofi.prior_belief(linear.normals(network.num_params, seed=5).to(dtype), 0.5, 4), 0.0
+        for x, y in zip(X.split(1), labels.split(1), strict=True):
+
+            def linearize(w: Tensor, x: Tensor = x) -> tuple[Tensor, JacobianRows]:
+                here = network.tangents(w.unsqueeze(0), x)
+                return here.values[0], network.rows(here)
+
+            belief, score = absorb(belief, linearize, categorical, y, torch.ones(1, 3, dtype=dtype))
+            total += float(score)
+        return belief, total
+
+    whole, score = run()
+    monkeypatch.setattr(mlp, "_MANY_WEIGHTS", 0)
+    layers, same = run()
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+    assert layers.mean.dtype == layers.factor.dtype == dtype
+    torch.testing.assert_close(layers.mean, whole.mean, rtol=0, atol=tolerance)
+    torch.testing.assert_close(precision(layers), precision(whole), rtol=tolerance, atol=tolerance)
+    assert same == pytest.approx(score, abs=10 * tolerance)
+
+
+def test_the_spherical_variant_forgets_what_it_drops(linear: SimpleNamespace) -> None:
+    J, Y, noise = problem(linear)
+    kept, spherical = (lofi.prior_belief(torch.zeros(30).double(), 0.5, 5, choice) for choice in (False, True))
+    for rows in torch.arange(9).split(3):
+        kept, _ = absorb(kept, fixed(J[rows]), GAUSSIAN, Y[rows], noise[rows])
+        spherical, _ = absorb(spherical, fixed(J[rows]), GAUSSIAN, Y[rows], noise[rows])
+    assert torch.equal(spherical.entries, torch.full((30,), 2.0).double())
+    assert bool((precision(spherical).diagonal() < precision(kept).diagonal()).all())
+
+
+@pytest.mark.parametrize("kind", ["simple", "hybrid", "bayesian"])
+def test_inflations_are_their_definitions(kind: str, linear: SimpleNamespace) -> None:
+    """In dense algebra: precision over ``1 + alpha``, plus the prior's share; the mean of the power prior."""
+    J, Y, noise = problem(linear)
+    centre = linear.normals(30, seed=5)
+    belief, _ = absorb(lofi.prior_belief(centre, 0.5, 5), fixed(J), GAUSSIAN, Y, noise)
+    aged = belief.aged(FilterSettings(inflation=0.25, inflation_kind=kind, prior_variance=0.5), centre)
+    old, eye = precision(belief), torch.eye(30).double()
+    new = old / 1.25 + (0.0 if kind == "simple" else 0.2 / 0.5) * eye
+    torch.testing.assert_close(precision(aged), new, rtol=1e-10, atol=1e-10)
+    mean = belief.mean
+    if kind == "bayesian":
+        mean = torch.linalg.solve(new, old @ belief.mean / 1.25 + 0.2 / 0.5 * centre)
+    torch.testing.assert_close(aged.mean, mean, rtol=1e-9, atol=1e-9)

@@ -15,7 +15,7 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import ekf, lofi
 from seqbdl.inference.recursion import Belief, FilterSettings, Linearize, absorb, log_predictive, settle
 from seqbdl.likelihoods import get_likelihood
-from seqbdl.networks import MLP, Network
+from seqbdl.networks import MLP, DenseRows, JacobianRows, Network
 
 GAUSSIAN = get_likelihood("gaussian")
 KINDS: dict[str, Callable[[Tensor], Belief]] = {
@@ -30,9 +30,9 @@ KINDS: dict[str, Callable[[Tensor], Belief]] = {
 
 
 def at(network: Network, X: Tensor) -> Linearize:
-    def linearize(w: Tensor) -> tuple[Tensor, Tensor]:
+    def linearize(w: Tensor) -> tuple[Tensor, JacobianRows]:
         tangents = network.tangents(w.unsqueeze(0), X)
-        return tangents.values[0], network.jacobian(tangents)[0]
+        return tangents.values[0], network.rows(tangents)
 
     return linearize
 
@@ -51,11 +51,11 @@ def stream() -> tuple[Tensor, Tensor, Tensor]:
 def tanh_network(x: Tensor) -> Linearize:
     """``tanh(W1 x + b1) W2 + b2`` at ``x: n x 1``, the weights in this order."""
 
-    def linearize(w: Tensor) -> tuple[Tensor, Tensor]:
+    def linearize(w: Tensor) -> tuple[Tensor, JacobianRows]:
         W1, b1, W2 = w[:24].split(8)
         h = torch.tanh(x * W1 + b1)
         inner = (1 - h.square()) * W2
-        return (h @ W2 + w[24]).unsqueeze(-1), torch.cat([inner * x, inner, h, torch.ones_like(x)], 1).unsqueeze(1)
+        return (h @ W2 + w[24]).unsqueeze(-1), DenseRows(torch.cat([inner * x, inner, h, torch.ones_like(x)], 1))
 
     return linearize
 
@@ -97,7 +97,7 @@ def test_pinned_first_predictions() -> None:
         belief = belief.aged(FilterSettings(0.999, 1e-4)) if t > 0 else belief
         values, J = tanh_network(X[t : t + 1])(belief.mean)
         assert abs(float(values) - mean) < 1e-10
-        assert abs(float(belief.seen(J[0])[0]) + 0.01 - variance) < 1e-10
+        assert abs(float(belief.seen(J)[0]) + 0.01 - variance) < 1e-10
         belief, _ = absorb(belief, tanh_network(X[t : t + 1]), GAUSSIAN, Y[t : t + 1], torch.full((1, 1), 0.01, dtype=w0.dtype))
 
 
@@ -121,7 +121,7 @@ def test_linear_models_are_exact(kind: str, m: int, block: int, linear: SimpleNa
         total += float(log_density)
     torch.testing.assert_close(belief.mean, p.mean, rtol=0, atol=1e-8)
     eye = torch.eye(p.network.num_params).double()
-    torch.testing.assert_close(belief.seen(eye)[0], p.covariance, rtol=0, atol=1e-8)
+    torch.testing.assert_close(belief.seen(DenseRows(eye))[0], p.covariance, rtol=0, atol=1e-8)
     torch.testing.assert_close(belief.weights.covariance_of(eye), p.covariance, rtol=0, atol=1e-8)
     assert abs(total - float(p.log_evidence)) < 1e-8
 
@@ -141,9 +141,9 @@ def test_settling_on_a_known_mode_is_the_same(kind: str, linear: SimpleNamespace
 def test_pieces_against_dense_algebra(kind: str, linear: SimpleNamespace) -> None:
     """``J Sigma J^T``, ``Sigma J^T a`` and the posterior over weights belong to one covariance, with data behind it."""
     belief, _ = run(KINDS[kind](stream()[2]), steps=12)
-    covariance = belief.seen(torch.eye(25).double())[0]
+    covariance = belief.seen(DenseRows(torch.eye(25).double()))[0]
     J, a = linear.normals(4, 25), linear.normals(4, seed=1)
-    seen, lift = belief.seen(J)
+    seen, lift = belief.seen(DenseRows(J))
     torch.testing.assert_close(seen, J @ covariance @ J.T, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(lift(a), covariance @ J.T @ a, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(belief.weights.covariance_of(J), J @ covariance @ J.T, rtol=1e-7, atol=1e-8)
@@ -155,15 +155,15 @@ def test_ageing(kind: str, linear: SimpleNamespace) -> None:
     belief, _ = run(KINDS[kind](stream()[2]), steps=12)
     centre, eye = linear.normals(25), torch.eye(25).double()
     aged = belief.aged(FilterSettings(forgetting=0.9, process_noise=0.03, inflation=0.2), centre)
-    expected = 1.2 * (0.81 * belief.seen(eye)[0] + 0.03 * eye)
-    torch.testing.assert_close(aged.seen(eye)[0], expected, rtol=1e-8, atol=1e-9)
+    expected = 1.2 * (0.81 * belief.seen(DenseRows(eye))[0] + 0.03 * eye)
+    torch.testing.assert_close(aged.seen(DenseRows(eye))[0], expected, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(aged.mean, centre + 0.9 * (belief.mean - centre))
     still = belief.aged(FilterSettings())
-    torch.testing.assert_close(still.seen(eye)[0], belief.seen(eye)[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(still.seen(DenseRows(eye))[0], belief.seen(DenseRows(eye))[0], rtol=1e-9, atol=1e-10)
     # q = 1 - gamma^2 leads back to the prior N(0, I), whatever was known.
     for _ in range(60):
         belief = belief.aged(FilterSettings(forgetting=0.8, process_noise=0.36))
-    torch.testing.assert_close(belief.seen(eye)[0], eye, rtol=0, atol=1e-6)
+    torch.testing.assert_close(belief.seen(DenseRows(eye))[0], eye, rtol=0, atol=1e-6)
     assert float(belief.mean.abs().max()) < 1e-4
 
 
@@ -197,9 +197,9 @@ def test_the_iterated_filter_ends_at_the_mode(kind: str, name: str, m: int, line
     values, J = at(network, X)(belief.mean)
     root = likelihood.root(values, noise)
     R = torch.block_diag(*(torch.diag_embed(root) if root.dim() == 2 else root))
-    rows = R.T @ J.flatten(0, 1)
+    rows = R.T @ J.dense()
     precision = 2.0 * torch.eye(network.num_params).double() + rows.T @ rows
-    covariance = belief.seen(torch.eye(network.num_params).double())[0]
+    covariance = belief.seen(DenseRows(torch.eye(network.num_params).double()))[0]
     torch.testing.assert_close(covariance, torch.linalg.inv(precision), rtol=0, atol=1e-3)
 
 
@@ -207,8 +207,8 @@ def test_steps_that_would_not_help_are_halved() -> None:
     """A count of a thousand where one is predicted: a whole Gauss-Newton step would ask for exp(500)."""
     poisson, Y, noise = get_likelihood("poisson"), torch.full((1, 1), 1000.0).double(), torch.ones(1, 1).double()
 
-    def linearize(w: Tensor) -> tuple[Tensor, Tensor]:
-        return w.reshape(1, 1), torch.ones(1, 1, 1).double()
+    def linearize(w: Tensor) -> tuple[Tensor, JacobianRows]:
+        return w.reshape(1, 1), DenseRows(torch.ones(1, 1).double())
 
     prior = ekf.prior_belief(torch.zeros(1).double(), 1.0)
     careful, _ = absorb(prior, linearize, poisson, Y, noise, FilterSettings(iterations=50, halvings=20))
@@ -221,8 +221,8 @@ def test_steps_that_would_not_help_are_halved() -> None:
 def test_a_step_that_cannot_help_leaves_the_point() -> None:
     """Values that always get worse (a Jacobian of the wrong sign): the point stays, the rows count as seen."""
 
-    def linearize(w: Tensor) -> tuple[Tensor, Tensor]:
-        return -w.reshape(1, 1), torch.ones(1, 1, 1).double()
+    def linearize(w: Tensor) -> tuple[Tensor, JacobianRows]:
+        return -w.reshape(1, 1), DenseRows(torch.ones(1, 1).double())
 
     prior = ekf.prior_belief(torch.zeros(1).double(), 1.0)
     one = torch.ones(1, 1).double()

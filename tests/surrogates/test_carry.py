@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import seqbdl
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import ekf, lofi
+from seqbdl.networks import DenseRows
 from seqbdl.posteriors.mean_field import MeanField
 from seqbdl.surrogates.carry import temper_belief, temper_mean_field
 from tests.surrogates.conftest import SMALL, data, make
@@ -74,8 +75,8 @@ def _beliefs(P: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 def test_natural_parameters_mix(temper: float, inflate: float) -> None:
     A, mean = _beliefs()
     centre, v0 = torch.full_like(mean, 0.3), 0.7
-    full = ekf.prior_belief(centre, v0).learned(A, mean)
-    low = lofi.prior_belief(centre, v0, 4).learned(A, mean)
+    full = ekf.prior_belief(centre, v0).learned(DenseRows(A), mean)
+    low = lofi.prior_belief(centre, v0, 4).learned(DenseRows(A), mean)
     P_q, P_0 = torch.linalg.inv(full.covariance), torch.eye(5).double() / v0
     precision = temper * P_q + (1 - temper) * P_0
     expected = torch.linalg.solve(precision, temper * P_q @ mean + (1 - temper) * P_0 @ centre)
@@ -83,7 +84,7 @@ def test_natural_parameters_mix(temper: float, inflate: float) -> None:
         out = temper_belief(belief, centre, v0, temper, inflate)
         torch.testing.assert_close(out.mean, expected, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(out.weights.precision.dense(), precision / (1 + inflate), rtol=1e-8, atol=1e-8)
-    diagonal = ekf.prior_belief(centre, v0, "diagonal-variational").learned(A, mean)
+    diagonal = ekf.prior_belief(centre, v0, "diagonal-variational").learned(DenseRows(A), mean)
     out = temper_belief(diagonal, centre, v0, temper, inflate)
     torch.testing.assert_close(out.weights.precision.diagonal * (1 + inflate), temper / diagonal.variance + (1 - temper) / v0)
     q, p = MeanField(mean[None], (0.1 + mean.abs())[None]), MeanField(centre[None], torch.ones_like(mean)[None])
