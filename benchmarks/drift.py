@@ -21,7 +21,19 @@ import numpy as np
 import torch
 
 import seqbdl
-from seqbdl.loops import BOCD, BanditLoop, BayesOptLoop, ContinualLoop, Forgetting, Real, SoftReset, Space, TemperedBeam, run
+from seqbdl.loops import (
+    BOCD,
+    AdaptiveForgetting,
+    BanditLoop,
+    BayesOptLoop,
+    ContinualLoop,
+    Forgetting,
+    Real,
+    SoftReset,
+    Space,
+    TemperedBeam,
+    run,
+)
 
 RESULTS = Path(__file__).parent / "results" / "drift.md"
 PARTS = ("change", "streams", "bandit", "transfer", "refit")
@@ -30,6 +42,7 @@ RULES: dict[str, Any] = {
     "forgetting 0.99": Forgetting(0.99),
     "forgetting 0.95": Forgetting(0.95),
     "forgetting 0.9": Forgetting(0.9),
+    "adaptive forgetting": AdaptiveForgetting(0.01),
     "soft reset": SoftReset(0.01),
     "tempered beam, 4": TemperedBeam(0.01, 0.0, 4),
     "BOCD, 10 run lengths": BOCD(0.01, 10),

@@ -6,7 +6,7 @@ from seqbdl.loops.bandit_history import BanditHistory, Decision
 from seqbdl.loops.bayes_opt import BayesOptLoop
 from seqbdl.loops.callbacks import Callback, Checkpoint, EarlyStopping, TensorBoard
 from seqbdl.loops.candidates import CandidateSpace
-from seqbdl.loops.changes import BOCD, ChangeRule, Forgetting, SoftReset, TemperedBeam
+from seqbdl.loops.changes import BOCD, AdaptiveForgetting, ChangeRule, Forgetting, SoftReset, TemperedBeam
 from seqbdl.loops.choices import Categorical, Ordinal
 from seqbdl.loops.continual import ContinualLoop
 from seqbdl.loops.design_history import DesignHistory
@@ -25,6 +25,7 @@ from seqbdl.loops.transfer import Trust, trust
 
 __all__ = [
     "ActiveLearningLoop",
+    "AdaptiveForgetting",
     "BOCD",
     "BanditHistory",
     "BanditLoop",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,11 +31,13 @@ class Hypothesis:
         surrogate: The posterior under it.
         log_weight: Its log probability.
         run: Steps learned from since the last change.
+        decay: Of :class:`AdaptiveForgetting`, learned so far.
     """
 
     surrogate: Surrogate
     log_weight: float
     run: int
+    decay: float = 0.0
 
 
 class ChangeRule(ABC):
@@ -70,7 +72,46 @@ class Forgetting(ChangeRule):
             raise InvalidOptionError(f"temper={self.temper} must be in (0, 1]; 1 forgets nothing")
 
     def branches(self, hypotheses: list[Hypothesis], prior: Surrogate) -> list[Hypothesis]:
-        return [Hypothesis(prior_from(h.surrogate, temper=self.temper), h.log_weight, h.run) for h in hypotheses]
+        return [replace(h, surrogate=prior_from(h.surrogate, temper=self.temper)) for h in hypotheses]
+
+
+_DECAY_STEP = 0.01  # between the two decays whose scores are compared
+
+
+@dataclass(frozen=True)
+class AdaptiveForgetting(ChangeRule):
+    """One hypothesis, tempered towards the first prior by ``exp(-decay)`` before every step, whose decay follows the gradient of
+    the log score: it rises where the outcomes would have been less of a surprise had more been forgotten, and falls to 0 where
+    the world stands still (Titsias et al. 2023; Duran-Martin et al. 2025, with the power prior in place of their shrunk
+    moments).
+
+    Every step is predicted, and learned, with the decay that earlier outcomes chose, ``decay <- max(0, decay + rate (log p(y |
+    decay + h) - log p(y | decay)) / h)``; predictions mix the two decays.
+
+    Attributes:
+        rate: Of the gradient step; scores of a chunk are sums over its rows.
+        largest: Of the decay: what one surprise can make of it. 3 leaves 5 % of the posterior.
+    """
+
+    rate: float = 0.01
+    largest: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0.0 or not self.largest > 0.0:
+            raise InvalidOptionError(f"rate={self.rate} and largest={self.largest} must be positive")
+
+    def branches(self, hypotheses: list[Hypothesis], prior: Surrogate) -> list[Hypothesis]:
+        (only,) = hypotheses
+        half = math.log(0.5)
+        return [
+            replace(only, surrogate=prior_from(only.surrogate, temper=math.exp(-decay)), log_weight=half)
+            for decay in (only.decay, only.decay + _DECAY_STEP)
+        ]
+
+    def keep(self, scored: list[Hypothesis]) -> list[Hypothesis]:
+        present, more = scored
+        decay = present.decay + self.rate * (more.log_weight - present.log_weight) / _DECAY_STEP
+        return [replace(present, log_weight=0.0, decay=min(max(decay, 0.0), self.largest))]
 
 
 @dataclass(frozen=True)
@@ -185,13 +226,15 @@ def advance(
     """
     options = expected(rule, hypotheses, prior)
     scores = [float(log_predictive(h.surrogate, X, Y)) for h in options]
-    scored = [Hypothesis(h.surrogate, h.log_weight + s, h.run) for h, s in zip(options, scores, strict=True)]
+    scored = [replace(h, log_weight=h.log_weight + s) for h, s in zip(options, scores, strict=True)]
     log_score = log_sum([h.log_weight for h in scored])
     if not math.isfinite(log_score):
         raise InvalidDataError(f"the log score of the outcomes is {log_score}; the posterior was left as it was")
     kept = scored if rule is None else rule.keep(scored)
     total = log_sum([h.log_weight for h in kept])
-    return [Hypothesis(learned(h.surrogate, X, Y), h.log_weight - total, h.run + 1) for h in kept], log_score
+    return [
+        replace(h, surrogate=learned(h.surrogate, X, Y), log_weight=h.log_weight - total, run=h.run + 1) for h in kept
+    ], log_score
 
 
 def expected(rule: ChangeRule | None, hypotheses: list[Hypothesis], prior: Surrogate | None) -> list[Hypothesis]:

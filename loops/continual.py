@@ -22,7 +22,7 @@ from seqbdl.loops.stream_predictions import mixture
 from seqbdl.posteriors import Prediction
 from seqbdl.surrogates import Surrogate, make_surrogate, prior_from
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 LEVEL = 0.9  # of the intervals whose coverage is watched
 
 
@@ -260,7 +260,8 @@ class ContinualLoop:
             "settings": self._settings(),
             "history": self.history.to_tree(),
             "hypotheses": [
-                {"surrogate": h.surrogate.save_state(), "log_weight": h.log_weight, "run": h.run} for h in self._hypotheses
+                {"surrogate": h.surrogate.save_state(), "log_weight": h.log_weight, "run": h.run, "decay": h.decay}
+                for h in self._hypotheses
             ],
             "prior": None if self._prior is None else self._prior.save_state(),
             "warm": None if self._warm is None else list(self._warm),
@@ -276,7 +277,8 @@ class ContinualLoop:
         check_state(state, STATE_VERSION, self._settings())
         self.history = StreamHistory.from_tree(state["history"])
         self._hypotheses = [
-            Hypothesis(self._restored(h["surrogate"]), float(h["log_weight"]), int(h["run"])) for h in state["hypotheses"]
+            Hypothesis(self._restored(h["surrogate"]), float(h["log_weight"]), int(h["run"]), float(h["decay"]))
+            for h in state["hypotheses"]
         ]
         self._prior = None if state["prior"] is None else self._restored(state["prior"])
         self._warm = None if state["warm"] is None else (state["warm"][0], state["warm"][1])

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 
+_SAME_DIRECTION = 1e-9  # of singular values: rows this near to a combination of others inform nothing new
+
 
 @dataclass(frozen=True)
 class ArmPrior:
@@ -108,6 +110,39 @@ def forget(state: ArmHeads, prior: ArmHeads, gamma: float) -> ArmHeads:
         gamma * state.b + (1 - gamma) * prior.b + 0.5 * between.clamp_min(0.0),
         state.log_evidence,
     )
+
+
+def forget_exponentially(state: ArmHeads, gamma: float) -> ArmHeads:
+    """Exponential forgetting: precisions, shapes and scales times ``gamma``, means stay; of the weights it is a Kalman filter with
+    process noise ``(1 / gamma - 1) Sigma``. In directions that no row excites the precision dies out.
+
+    Args:
+        state: What was known.
+        gamma: In ``(0, 1]``.
+    """
+    return ArmHeads(state.mean, gamma**0.5 * state.factor, gamma * state.a, gamma * state.b, state.log_evidence)
+
+
+def forget_directions(state: ArmHeads, features: Tensor, arms: Tensor, gamma: float) -> ArmHeads:
+    """Forgetting in the subspace that new rows ``X`` of an arm inform (Lai and Bernstein 2024): ``A - (1 - gamma) A X^T (X A
+    X^T)^{-1} X A``. What no row speaks of is kept, however long; arms without rows forget nothing. Noise posteriors of the others
+    are forgotten exponentially.
+
+    Args:
+        state: What was known.
+        features: ``n x F``, of the rows about to be absorbed.
+        arms: ``n``.
+        gamma: In ``(0, 1]``.
+    """
+    factor, a, b = state.factor.clone(), state.a.clone(), state.b.clone()
+    for k in arms.unique().tolist():
+        # A = L L^T, so that what is taken away is L (1 - gamma) Q Q^T L^T, with Q spanning L^T X^T
+        basis, sizes, _ = torch.linalg.svd(state.factor[k].T @ features[arms == k].T, full_matrices=False)
+        informed = basis[:, sizes > _SAME_DIRECTION * sizes[0]]
+        kept = torch.eye(basis.shape[0]).to(basis) - (1 - gamma) * informed @ informed.T
+        factor[k] = safe_cholesky(state.factor[k] @ kept @ state.factor[k].T)
+        a[k], b[k] = gamma * a[k], gamma * b[k]
+    return ArmHeads(state.mean, factor, a, b, state.log_evidence)
 
 
 def draw_weights(state: ArmHeads, n: int, generator: torch.Generator) -> Tensor:

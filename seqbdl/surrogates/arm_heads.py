@@ -18,11 +18,15 @@ from seqbdl.inference.arm_heads import (
     change_prior,
     draw_weights,
     forget,
+    forget_directions,
+    forget_exponentially,
     log_density,
     match_heads,
     prior_heads,
     tune_prior,
 )
+
+FORGETTING_KINDS = ("stabilized", "exponential", "directional")
 
 
 class ArmHeadsModel:
@@ -40,7 +44,9 @@ class ArmHeadsModel:
             are retrained (of a linear model: whenever they would be), from 0.25 on.
         a0: Shape of the noise's inverse-gamma prior.
         b0: Its scale; ``None``: by the evidence, from 6 on.
-        forgetting: ``gamma`` per absorbed call; see :func:`seqbdl.inference.arm_heads.forget`.
+        forgetting: ``gamma`` per absorbed call.
+        forgetting_kind: ``"stabilized"``, all arms towards the prior (:func:`seqbdl.inference.arm_heads.forget`);
+            ``"exponential"``, all arms towards ignorance; or ``"directional"``, arms that get rows, in the directions of those rows.
         memory: Rows per arm; ``None``: all; 0 with ``hidden=()`` only.
         steps: Minibatches per retraining.
         batch_size: Rows of one.
@@ -64,6 +70,7 @@ class ArmHeadsModel:
         a0: float = 6.0,
         b0: float | None = 6.0,
         forgetting: float = 1.0,
+        forgetting_kind: str = "stabilized",
         memory: int | None = None,
         steps: int = 100,
         batch_size: int = 512,
@@ -77,6 +84,8 @@ class ArmHeadsModel:
             raise InvalidOptionError(f"prior_precision={prior_precision}, a0={a0}, b0={b0} must be positive")
         if not 0.0 < forgetting <= 1.0:
             raise InvalidOptionError(f"forgetting={forgetting} must be in (0, 1]; 1 forgets nothing")
+        if forgetting_kind not in FORGETTING_KINDS:
+            raise InvalidOptionError(f"forgetting_kind={forgetting_kind!r} is not one of {', '.join(FORGETTING_KINDS)}")
         if memory is not None and memory < (1 if hidden else 0):
             raise InvalidOptionError(f"memory={memory}; features are retrained on remembered rows, give at least 1, or None")
         if forgetting < 1.0 and hidden and memory is None:
@@ -91,7 +100,8 @@ class ArmHeadsModel:
         self.context_dim, self.num_arms = context_dim, num_arms
         self.settings = FeatureSettings(tuple(hidden), steps, batch_size, learning_rate)
         self.prior = ArmPrior(float(prior_precision), float(a0), float(b0))
-        self.forgetting, self.memory, self.reset_threshold = forgetting, memory, reset_threshold
+        self.forgetting, self.forgetting_kind = forgetting, forgetting_kind
+        self.memory, self.reset_threshold = memory, reset_threshold
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: Layers = start_layers(context_dim, num_arms, self.settings, self.generator)
         self.num_features = (hidden[-1] if hidden else context_dim) + 1
@@ -114,12 +124,18 @@ class ArmHeadsModel:
             for row, arm, reward in zip(phi, arms.tolist(), rewards.tolist(), strict=True):
                 self._watch(row, arm, reward)
         if self.forgetting < 1.0:
-            self.heads = forget(self.heads, self._prior(), self.forgetting)
-            self.carried = forget(self.carried, self._prior(), self.forgetting)
+            self.heads, self.carried = (self._forgotten(state, phi, arms) for state in (self.heads, self.carried))
         self.heads = absorb_arm_rows(self.heads, phi, arms, rewards)
         if self.settings.hidden:
             self._rows += list(zip(X, arms.tolist(), rewards.tolist(), strict=True))
             self._trim()
+
+    def _forgotten(self, state: ArmHeads, phi: Tensor, arms: Tensor) -> ArmHeads:
+        if self.forgetting_kind == "stabilized":
+            return forget(state, self._prior(), self.forgetting)
+        if self.forgetting_kind == "exponential":
+            return forget_exponentially(state, self.forgetting)
+        return forget_directions(state, phi, arms, self.forgetting)
 
     def _watch(self, features: Tensor, arm: int, reward: float) -> None:
         ratio = log_density(self._prior(), features, arm, reward) - log_density(self.heads, features, arm, reward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.arm_heads import (
+    ArmHeads,
     ArmPrior,
     absorb_arm_rows,
     change_prior,
     draw_weights,
     forget,
+    forget_directions,
+    forget_exponentially,
     log_density,
     match_heads,
     prior_heads,
@@ -101,6 +105,63 @@ def test_forgetting_is_in_natural_parameters_and_ends_at_the_prior() -> None:
     assert torch.allclose(state.factor, prior.factor, atol=1e-6)
     assert torch.allclose(state.mean, prior.mean, atol=1e-6)
     assert torch.allclose(state.a, prior.a)
+
+
+def test_exponential_forgetting_is_a_kalman_filter_with_growing_noise() -> None:
+    """``Sigma + (1 / gamma - 1) Sigma``; the noise is as large as before, and less certain."""
+    state = absorb_arm_rows(prior_heads(2, 4, PRIOR), *rows(30))
+    aged = forget_exponentially(state, 0.9)
+    covariance = torch.cholesky_inverse(state.factor[1])
+    torch.testing.assert_close(torch.cholesky_inverse(aged.factor[1]), covariance + (1 / 0.9 - 1) * covariance)
+    assert torch.equal(aged.mean, state.mean)
+    torch.testing.assert_close(aged.b / aged.a, state.b / state.a)
+    torch.testing.assert_close(aged.a, 0.9 * state.a)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_directional_forgetting_forgets_what_new_rows_speak_of(n: int) -> None:
+    """``X A' X^T = gamma X A X^T``, and what is ``A``-orthogonal to the rows keeps its precision; so do other arms."""
+    state = absorb_arm_rows(prior_heads(2, 4, PRIOR), *rows(30))
+    X = rows(n, seed=3)[0]
+    aged = forget_directions(state, torch.cat([X, X[:1]]), torch.zeros(n + 1, dtype=torch.long), 0.7)  # a row twice is one
+    old, new = (s.factor @ s.factor.mT for s in (state, aged))
+    torch.testing.assert_close(X @ new[0] @ X.T, 0.7 * X @ old[0] @ X.T)
+    v = torch.linalg.svd(X @ old[0])[2][min(n, 4) :]  # X A v = 0
+    torch.testing.assert_close(v @ new[0], v @ old[0])
+    assert torch.equal(new[1], old[1])
+    assert torch.equal(aged.mean, state.mean)
+    torch.testing.assert_close(aged.a, torch.tensor([0.7, 1.0], dtype=torch.float64) * state.a)
+
+
+@pytest.mark.parametrize(("kind", "elsewhere"), [("stabilized", 0.25), ("exponential", 0.0), ("directional", 10.25)])
+def test_kinds_of_forgetting_where_no_row_comes(kind: str, elsewhere: float) -> None:
+    """Ten rows along one axis, then many along the other: the precision of the first goes to the prior's, to nothing, or stays;
+    that of the other to the ten rows' worth that ``gamma = 0.9`` remembers."""
+    prior = prior_heads(1, 2, PRIOR)
+    arm, one = torch.zeros(1, dtype=torch.long), torch.ones(10).double()
+    first, second = torch.eye(2).double().split(1)
+    forgets: dict[str, Callable[[ArmHeads], ArmHeads]] = {
+        "stabilized": lambda state: forget(state, prior, 0.9),
+        "exponential": lambda state: forget_exponentially(state, 0.9),
+        "directional": lambda state: forget_directions(state, second, arm, 0.9),
+    }
+    state = absorb_arm_rows(prior, first.expand(10, -1), arm.expand(10), one)
+    for _ in range(200):
+        state = absorb_arm_rows(forgets[kind](state), second, arm, one[:1])
+    A = state.factor[0] @ state.factor[0].T
+    assert float(A[0, 0]) == pytest.approx(elsewhere, abs=1e-6)
+    assert float(A[1, 1]) == pytest.approx(10.0 + (0.25 if kind == "stabilized" else 0.0), abs=1e-6)
+    model = ArmHeadsModel(2, 1, hidden=(), forgetting=0.9, forgetting_kind=kind)
+    x = rows(12, F=2)[0]
+    model.absorb(x[:9], arm.expand(9), x[:9, 0])
+    phi, before = model.features(x[9:]), model.heads
+    model.absorb(x[9:], arm.expand(3), x[9:, 0])
+    aged = {
+        "stabilized": lambda: forget(before, prior_heads(1, 3, PRIOR), 0.9),
+        "exponential": lambda: forget_exponentially(before, 0.9),
+        "directional": lambda: forget_directions(before, phi, arm.expand(3), 0.9),
+    }[kind]()
+    torch.testing.assert_close(model.heads.mean, absorb_arm_rows(aged, phi, arm.expand(3), x[9:, 0]).mean)
 
 
 def test_matching_keeps_the_variances_of_remembered_rows() -> None:

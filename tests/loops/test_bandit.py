@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -224,6 +225,7 @@ def test_bad_input_changes_nothing() -> None:
         (lambda: loop.tell([waiting.id], [1.0, 2.0]), "rewards"),
         (lambda: loop.tell(waiting, 1.0, constraints=[1.0]), "constraints"),
         (lambda: loop.tell(True, 1.0), "id"),
+        (lambda: loop.tell(replace(waiting, arm=(waiting.arm + 1) % 3), 1.0), "played arm"),
         (lambda: loop.ask([0.1, float("nan")]), "entry 1"),
         (lambda: loop.ask([0.1]), "shape"),
         (lambda: loop.ask(None), "shape|context"),
@@ -257,6 +259,7 @@ def test_bad_input_changes_nothing() -> None:
         ({"epsilon": 2.0}, "epsilon"),
         ({"surrogate": "no such"}, "known"),
         ({"forgetting": 1.5}, "forgetting"),
+        ({"surrogate_options": {"forgetting_kind": "none"}}, "forgetting_kind"),
         ({"surrogate": "neural-linear", "memory": 0}, "memory"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 import seqbdl
 from seqbdl.diagnostics import log_predictive
 from seqbdl.errors import InvalidOptionError
-from seqbdl.loops.changes import BOCD, Forgetting, Hypothesis, SoftReset, TemperedBeam, advance, log_sum
+from seqbdl.loops.changes import BOCD, AdaptiveForgetting, Forgetting, Hypothesis, SoftReset, TemperedBeam, advance, log_sum
 from seqbdl.surrogates import Surrogate
 
 HAZARD = 0.2
@@ -94,7 +94,7 @@ def test_soft_reset_forgets_when_the_world_is_new() -> None:
     assert min(runs[10:13]) == 1
 
 
-@pytest.mark.parametrize("rule", [BOCD(0.05, 3), TemperedBeam(0.05, 0.3, 3), SoftReset(0.05)])
+@pytest.mark.parametrize("rule", [BOCD(0.05, 3), TemperedBeam(0.05, 0.3, 3), SoftReset(0.05), AdaptiveForgetting()])
 def test_change_is_worth_expecting_where_it_happens(rule: BOCD) -> None:
     prior, X, Y = prior_and_stream(30)
     totals = []
@@ -109,6 +109,25 @@ def test_change_is_worth_expecting_where_it_happens(rule: BOCD) -> None:
     assert log_sum([h.log_weight for h in state]) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_the_decay_follows_the_gradient_of_the_score() -> None:
+    """One step by hand; over a stream, no decay while nothing changes, and some after the change."""
+    prior, X, Y = prior_and_stream(40)
+    rule = AdaptiveForgetting(rate=0.02)
+    known = seqbdl.prior_from(prior).update(X[:10], Y[:10])
+    (after,), score = advance(rule, [Hypothesis(known, 0.0, 10, decay=0.1)], prior, X[30:31], Y[30:31])
+    low, high = (float(log_predictive(seqbdl.prior_from(known, temper=math.exp(-d)), X[30:31], Y[30:31])) for d in (0.1, 0.11))
+    assert score == pytest.approx(log_sum([low, high]) - math.log(2))
+    assert after.decay == pytest.approx(min(max(0.1 + 0.02 * (high - low) / 0.01, 0.0), 3.0))
+    learned = seqbdl.prior_from(known, temper=math.exp(-0.1)).update(X[30:31], Y[30:31])
+    torch.testing.assert_close(after.surrogate.predict(X).mean, learned.predict(X).mean)
+    state, decays = [Hypothesis(prior, 0.0, 0)], []
+    for i in range(40):
+        state, _ = advance(rule, state, prior, X[i : i + 1], Y[i : i + 1])
+        decays.append(state[0].decay)
+    assert max(decays[10:20]) < 0.01
+    assert max(decays[20:25]) > 0.1
+
+
 @pytest.mark.parametrize("name", ["ensemble", "mfvi", "ekf", "laplace"])
 def test_any_surrogate(name: str) -> None:
     _, X, Y = prior_and_stream(12)
@@ -121,7 +140,7 @@ def test_any_surrogate(name: str) -> None:
 
 
 def test_bad_settings() -> None:
-    for make in (lambda: BOCD(0.0), lambda: BOCD(0.1, 0), lambda: TemperedBeam(temper=1.0), lambda: Forgetting(0.0)):
+    for make in (lambda: BOCD(0.0), lambda: BOCD(0.1, 0), lambda: TemperedBeam(temper=1.0), lambda: Forgetting(0.0), lambda: AdaptiveForgetting(0.0)):
         with pytest.raises(InvalidOptionError):
             make()
     with pytest.raises(InvalidOptionError):

@@ -15,7 +15,7 @@ import torch
 import seqbdl
 from seqbdl.diagnostics import log_predictive
 from seqbdl.errors import InvalidDataError, InvalidOptionError, StateError
-from seqbdl.loops import BOCD, ContinualLoop, Forgetting, run
+from seqbdl.loops import BOCD, AdaptiveForgetting, ContinualLoop, Forgetting, run
 from seqbdl.loops.stream_predictions import mixture
 from seqbdl.serialization import load_tree, save_tree
 
@@ -113,7 +113,7 @@ def test_split_digits_matrix_and_picture() -> None:
     assert np.exp(env.unwrapped.step(np.full((20, 10), 0.1))[1]) == pytest.approx(0.1)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("change", [None, BOCD(0.05, 3), Forgetting(0.98)])
+@pytest.mark.parametrize("change", [None, BOCD(0.05, 3), Forgetting(0.98), AdaptiveForgetting()])
 def test_a_run_that_was_interrupted_goes_on_the_same(change: Any, tmp_path: Path) -> None:
     def make() -> tuple[Any, ContinualLoop]:
         env = gymnasium.make("seqbdl/PiecewiseRegression-v0", num_tasks=2, length=20)
