@@ -113,8 +113,8 @@ def forget(state: ArmHeads, prior: ArmHeads, gamma: float) -> ArmHeads:
 
 
 def forget_exponentially(state: ArmHeads, gamma: float) -> ArmHeads:
-    """Exponential forgetting: precisions, shapes and scales times ``gamma``, means stay; of the weights it is a Kalman filter with
-    process noise ``(1 / gamma - 1) Sigma``. In directions that no row excites the precision dies out.
+    """Exponential forgetting: precisions, shapes and scales times ``gamma``, means stay; of the weights it is a Kalman filter
+    with process noise ``(1 / gamma - 1) Sigma``. In directions that no row excites the precision dies out.
 
     Args:
         state: What was known.

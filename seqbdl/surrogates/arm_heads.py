@@ -46,7 +46,7 @@ class ArmHeadsModel:
         b0: Its scale; ``None``: by the evidence, from 6 on.
         forgetting: ``gamma`` per absorbed call.
         forgetting_kind: ``"stabilized"``, all arms towards the prior (:func:`seqbdl.inference.arm_heads.forget`);
-            ``"exponential"``, all arms towards ignorance; or ``"directional"``, arms that get rows, in the directions of those rows.
+            ``"exponential"``, all arms towards ignorance; or ``"directional"``, arms that get rows, where those rows speak.
         memory: Rows per arm; ``None``: all; 0 with ``hidden=()`` only.
         steps: Minibatches per retraining.
         batch_size: Rows of one.

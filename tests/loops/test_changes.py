@@ -140,7 +140,8 @@ def test_any_surrogate(name: str) -> None:
 
 
 def test_bad_settings() -> None:
-    for make in (lambda: BOCD(0.0), lambda: BOCD(0.1, 0), lambda: TemperedBeam(temper=1.0), lambda: Forgetting(0.0), lambda: AdaptiveForgetting(0.0)):
+    bad = (lambda: BOCD(0.0), lambda: BOCD(0.1, 0), lambda: TemperedBeam(temper=1.0), lambda: Forgetting(0.0))
+    for make in (*bad, lambda: AdaptiveForgetting(0.0), lambda: AdaptiveForgetting(largest=0.0)):
         with pytest.raises(InvalidOptionError):
             make()
     with pytest.raises(InvalidOptionError):
