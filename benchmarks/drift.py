@@ -13,6 +13,7 @@ import argparse
 import math
 import re
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ RULES: dict[str, Any] = {
     "tempered beam, 4": TemperedBeam(0.01, 0.0, 4),
     "BOCD, 10 run lengths": BOCD(0.01, 10),
 }
-FILTER = {"network": (8,), "batch_rows": 64}
+LAST_LAYER = {"network": (16,), "num_networks": 1, "adaptation": 0.0}
+WARMUP = 20  # rows of a real stream
 
 
 def table(title: str, heads: list[str], rows: list[list[str]]) -> str:
@@ -84,42 +86,40 @@ def drift(seeds: int, length: int, num_tasks: int) -> list[list[str]]:
     return rows
 
 
-def real_streams(length: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs and outcomes in their order: approval of a president from five polls, and the flow of water in a main, by the hour
-    of the day and the value an hour ago; empty without the package river."""
+def real_streams(length: int) -> dict[str, tuple[Any, Any]]:
+    """Inputs and outcomes in their order: approval of a president from five polls, and the flow of water in a main by the hour of
+    the day; empty without the package river."""
     try:
         from river import datasets
     except ModuleNotFoundError:
         return {}
-    approval = [(list(x.values())[1:], y) for x, y in datasets.TrumpApproval()][:length]
-    flow = list(datasets.WaterFlow())[: length + 1]
-    hours = [2 * math.pi * (x["Time"].hour + x["Time"].minute / 60) / 24 for x, _ in flow]
-    water = [
-        ([math.sin(h), math.cos(h), float(before)], now)
-        for h, (_, before), (_, now) in zip(hours[1:], flow[:-1], flow[1:], strict=True)
-    ]
-    found = {"approval": approval, "water": water}
-    return {
-        name: (torch.tensor([x for x, _ in rows]).double(), torch.tensor([[y] for _, y in rows]).double())
-        for name, rows in found.items()
-    }
+    approval = [(list(x.values())[1:], y) for x, y in islice(datasets.TrumpApproval(), length)]
+    hours = [(2 * math.pi * (x["Time"].hour + x["Time"].minute / 60) / 24, y) for x, y in islice(datasets.WaterFlow(), length)]
+    water = [([math.sin(h), math.cos(h)], y) for h, y in hours]
+    return {name: tuple(zip(*rows, strict=True)) for name, rows in {"approval": approval, "water": water}.items()}  # type: ignore[misc]
+
+
+def repeated(env: Any) -> float:
+    """Log loss of the forecast that the last outcome comes again, with the spread of all changes so far."""
+    env.reset(seed=0)
+    (task,) = env.tasks
+    spread = np.sqrt((task.Y[:, 0] ** 2).cumsum() / np.arange(1, len(task.Y) + 1))[WARMUP - 1 : -1]
+    return float((0.5 * (task.Y[WARMUP:, 0] / spread) ** 2 + np.log(spread) + 0.5 * math.log(2 * math.pi)).mean())
 
 
 def streams(length: int) -> list[list[str]]:
-    """Prequential log loss per row of every rule on real streams, with a small Kalman filter over a network's weights, and of a
-    forecast that repeats the last outcome with the spread of past changes."""
-    rows = {label: [label] for label in ["the last outcome again", *RULES]}
-    for X, Y in real_streams(length).values():
-        changes = Y[1:, 0].diff().abs()
-        spread = (changes.square().cumsum(0) / torch.arange(1, len(changes) + 1)).sqrt()[19:-1]
-        normal = torch.distributions.Normal(Y[21:-1, 0], spread)
-        rows["the last outcome again"].append(f"{-float(normal.log_prob(Y[22:, 0]).mean()):.3f}")
-        bounds = torch.stack([X.min(0).values, X.max(0).values])
-        for label, rule in RULES.items():
-            loop = ContinualLoop(None, seqbdl.make_surrogate("ekf", X.shape[1], bounds=bounds, **FILTER), change=rule, warmup=20)
-            for x, y in zip(X.split(1), Y.split(1), strict=True):
-                loop.tell(loop.ask(x), y)
-            rows[label].append(f"{loop.history.losses[-(len(Y) - 20) :].mean():.3f}")
+    """Prequential log loss per row of every rule on real streams, with an exact last layer on random features that learns the
+    noise too; it predicts outcomes, or changes from the last outcome, which it sees."""
+    repeat = "the last outcome again"
+    rows = {label: [label] for label in [repeat, *RULES]}
+    for X, y in real_streams(length).values():
+        for known in ({}, {"lags": 1, "difference": True}):
+            env: Any = gymnasium.make("seqbdl/TabularStream-v0", X=X, y=y, **known)
+            rows[repeat].append(f"{repeated(env.unwrapped):.3f}" if known else "")
+            for label, rule in RULES.items():
+                loop = ContinualLoop(env, "bayesian-last-layer", change=rule, warmup=WARMUP, surrogate_options=LAST_LAYER)
+                history: Any = run(loop, env, length - bool(known), progress=False)  # type: ignore[arg-type]
+                rows[label].append(f"{history.losses[-(length - bool(known) - WARMUP) :].mean():.3f}")
     return list(rows.values())
 
 
@@ -209,7 +209,7 @@ def transfer(seeds: int, budget: int) -> list[list[str]]:
     return rows
 
 
-def parts(names: list[str], quick: bool, seeds: int, length: int = 30) -> dict[str, str]:
+def parts(names: list[str], quick: bool, seeds: int, length: int = 50) -> dict[str, str]:
     """A table per part."""
     out = {}
     if "change" in names:
@@ -218,7 +218,7 @@ def parts(names: list[str], quick: bool, seeds: int, length: int = 30) -> dict[s
             "Change: log loss per row, before learning it", heads, drift(seeds, *((12, 2) if quick else (60, 2)))
         )
     if "streams" in names and real_streams(2):
-        heads = ["method", *real_streams(2)]
+        heads = ["method", *(head for name in real_streams(2) for head in (name, f"{name}, from the last outcome on"))]
         out["streams"] = table("Real streams: log loss per row, before learning it", heads, streams(length))
     if "bandit" in names:
         heads = ["method", "regret to the best draw", "expected regret"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from seqbdl.envs.pool import TablePoolEnv
     from seqbdl.envs.stream import StreamEnv
     from seqbdl.envs.synthetic import TestFunctionEnv
+    from seqbdl.envs.table_stream import TableStreamEnv
 
 __all__ = [
     "BanditEnv",
@@ -30,6 +31,7 @@ __all__ = [
     "TableLabelEnv",
     "StreamEnv",
     "TablePoolEnv",
+    "TableStreamEnv",
     "TestFunctionEnv",
     "list_envs",
 ]
@@ -45,6 +47,7 @@ _LATER = {
     "StreamEnv": "stream",
     "TableLabelEnv": "labels",
     "TablePoolEnv": "pool",
+    "TableStreamEnv": "table_stream",
     "TestFunctionEnv": "synthetic",
 }
 

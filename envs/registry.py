@@ -157,6 +157,12 @@ _ENTRIES: dict[str, _Entry] = {
     "DriftingLinear": _Entry(
         "a linear function whose coefficients walk at random", "seqbdl.envs.stream:DriftingLinearEnv", kind="stream"
     ),
+    "TabularStream": _Entry(
+        "your own table, row by row as it came",
+        "seqbdl.envs.table_stream:TableStreamEnv",
+        arguments=("X", "y"),
+        kind="stream",
+    ),
     # Bandits
     "WheelBandit": _bandit("five arms, of which four pay off in rare corners of a disc", "bandit:WheelBanditEnv"),
     "AbruptWheelBandit": _bandit(

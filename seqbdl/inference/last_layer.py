@@ -77,6 +77,24 @@ def absorb(state: LastLayer, features: Tensor, Y: Tensor, relative: Tensor) -> L
     return LastLayer(mean, factor, a, b, log_evidence)
 
 
+def tempered(state: LastLayer, prior: LastLayer, share: float) -> LastLayer:
+    """The power prior ``q^b p0^(1 - b)``, again normal-inverse-gamma: natural parameters mix.
+
+    Args:
+        state: ``q``.
+        prior: ``p0``.
+        share: ``b``.
+    """
+    old, base = state.factor @ state.factor.T, prior.factor @ prior.factor.T
+    factor = safe_cholesky(share * old + (1 - share) * base)
+    gap = state.mean - prior.mean
+    pulled = torch.cholesky_solve(share * (old @ gap), factor)
+    # b + m^T A m / 2 mixes; what is left of b is a sum of nonnegative terms
+    between = ((1 - share) * (base @ gap) * pulled).sum(0).clamp_min(0.0)
+    b = share * state.b + (1 - share) * prior.b + 0.5 * between
+    return LastLayer(prior.mean + pulled, factor, share * state.a + (1 - share) * prior.a, b, state.log_evidence)
+
+
 def tune_precision(features: Tensor, Y: Tensor, relative: Tensor, a0: float, b0: Tensor) -> float:
     """The prior precision ``alpha`` that maximizes the evidence, on a grid, from one eigendecomposition of ``Phi
     Phi^T``.

@@ -111,6 +111,7 @@ class Surrogate(SurrogateState):
         self._outcome_bounds = outcome_bounds
         self._scaling = Scaling.identity(input_dim, output_dim, bounds, outcome_bounds)
         self._num_rows = 0
+        self._inherits = False
         self._X: Tensor | None = None
         self._Y: Tensor | None = None
         self._Yvar: Tensor | None = None
@@ -143,6 +144,7 @@ class Surrogate(SurrogateState):
         inputs, outcomes = X.to(torch.float64), Y.to(torch.float64)
         self._scaling = Scaling.learn(inputs, outcomes, self._input_bounds(inputs), as_they_are, self._outcome_bounds)
         self._X, self._Y, self._Yvar, self._num_rows = X, Y, None if Yvar is None else Yvar.detach(), X.shape[0]
+        self._inherits = False
         with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
             self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
         self._settle()

@@ -78,7 +78,8 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
         self._reference = self._prior.noise.mean()  # what relative noise variances are relative to
         precision = prior_precision or float(self._reference)
         num_features = self._features(torch.zeros(1, self.input_dim, dtype=torch.float64)).shape[-1]
-        self._head = last_layer.prior_last_layer(num_features, precision, _SHAPE, self._prior.noise * (_SHAPE - 1))
+        self._prior_head = last_layer.prior_last_layer(num_features, precision, _SHAPE, self._prior.noise * (_SHAPE - 1))
+        self._head = self._prior_head
 
     def features(self, X: Tensor) -> Tensor:
         """The linear feature map, ``X: batch x q x d -> batch x q x F``."""
@@ -99,17 +100,18 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
             share = self._choose_adaptation(X, Y, variance, relative, shape) if self.adaptation is None else self.adaptation
             start = self._start.to(X.device)
             self._z = start + share * (self._fit_weights(X, Y, variance) - start) if share > 0.0 else start
-            self._head = self._fit_head(self._features(X), Y, relative, shape)
+            self._prior_head, self._head = self._fit_head(self._features(X), Y, relative, shape)
 
     def _fit_weights(self, X: Tensor, Y: Tensor, variance: Tensor) -> Tensor:
         start = self._start.to(X.device)
         return gauss_newton(self._network, X, Y.unsqueeze(0), variance, start, start, self.settings).z
 
-    def _fit_head(self, features: Tensor, Y: Tensor, relative: Tensor, shape: float) -> LastLayer:
+    def _fit_head(self, features: Tensor, Y: Tensor, relative: Tensor, shape: float) -> tuple[LastLayer, LastLayer]:
+        """The head's prior, tuned by the evidence, and its posterior."""
         b0 = (self._prior.noise * (shape - 1)).clamp_min(1e-9)
         precision = self.prior_precision or last_layer.tune_precision(features, Y, relative, shape, b0)
         prior = last_layer.prior_last_layer(features.shape[-1], precision, shape, b0)
-        return last_layer.absorb(prior, features, Y, relative)
+        return prior, last_layer.absorb(prior, features, Y, relative)
 
     def _choose_adaptation(self, X: Tensor, Y: Tensor, variance: Tensor, relative: Tensor, shape: float) -> float:
         """By the joint log predictive density of held-out rows."""
@@ -121,7 +123,7 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
             for share in SHARES:
                 self._z = start + share * change
                 features = self._features(X)
-                head = self._fit_head(features[train], Y[train], relative[train], shape)
+                _, head = self._fit_head(features[train], Y[train], relative[train], shape)
                 both = last_layer.absorb(head, features[test], Y[test], relative[test])
                 densities.append(float((both.log_evidence - head.log_evidence).sum()))
             return densities
@@ -175,10 +177,11 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
             "z": self._z,
             "reference": self._reference,
             "head": dict(self._head.__dict__),
+            "prior_head": dict(self._prior_head.__dict__),
         }
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         self._prior = NetworkPrior.from_tree(state["prior"])
         self._network = self._builder.build(self._prior)
         self._start, self._z, self._reference = state["start"], state["z"], state["reference"]
-        self._head = LastLayer(**state["head"])
+        self._head, self._prior_head = LastLayer(**state["head"]), LastLayer(**state["prior_head"])

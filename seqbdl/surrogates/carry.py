@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
+from seqbdl.inference import last_layer
 from seqbdl.inference.ekf import DenseBelief, DiagonalBelief
 from seqbdl.inference.lofi import LowRankBelief
 from seqbdl.inference.recursion import Belief
@@ -45,10 +46,11 @@ def prior_from(
 ) -> AnySurrogate:
     """A new surrogate whose prior is the tempered posterior of another; learn with ``update`` (``fit`` would start over).
 
-    Filters and mean fields mix natural parameters, Gaussian processes raise the noise of the rows that they hold: exact.
-    All others are fitted again to the rows that they were trained on, whose noise variances are divided by ``temper`` (of labels
-    and counts: to so large a random share of the rows), which costs a fit and assumes that those rows are at hand; of ``swag``,
-    ``multiswag`` and ``mc-dropout``, whose spread step sizes and rates decide, it moves the mean and not the spread.
+    Filters and mean fields mix natural parameters, Gaussian processes raise the noise of the rows that they hold: exact. So does
+    the head of ``bayesian-last-layer`` where the rows behind it are gone (a stream's), and its features stay. All others are
+    fitted again to the rows that they were trained on, whose noise variances are divided by ``temper`` (of labels and counts: to
+    so large a random share of the rows), which costs a fit and needs those rows at hand; of ``swag``, ``multiswag`` and
+    ``mc-dropout``, whose spread step sizes and rates decide, it moves the mean and not the spread.
     Scales of inputs and outcomes stay. ``train_inputs`` of the result are empty; its ``log_evidence()`` says nothing.
 
     Args:
@@ -78,6 +80,7 @@ def prior_from(
     assert twin._X is not None
     assert twin._Y is not None
     twin._X, twin._Y, twin._Yvar, twin._num_rows = twin._X[:0], twin._Y[:0], None, 0
+    twin._inherits = temper > 0.0
     return twin
 
 
@@ -122,8 +125,11 @@ def _(twin: KernelSurrogate, temper: float, inflate: float) -> None:
 @_temper.register
 def _(twin: BayesianLastLayerSurrogate, temper: float, inflate: float) -> None:
     share = temper / (1.0 + inflate)
-    X, Y = _refit(twin, share)
-    _temper_head(twin, X, Y, max(share, _NOTHING))
+    if _holds_rows(twin):
+        X, Y = _refit(twin, share)
+        _temper_head(twin, X, Y, max(share, _NOTHING))
+    else:
+        twin._head = last_layer.tempered(twin._head, twin._prior_head, share)
 
 
 def temper_belief(belief: Belief, centre: Tensor, variance: float, temper: float, inflate: float = 0.0) -> Belief:
@@ -170,15 +176,20 @@ def _temper_kernel(twin: KernelSurrogate, share: float) -> None:
     twin._conditioning = conditioning.condition_exact(K, state.residual, state.noise / share)
 
 
+def _holds_rows(twin: Surrogate) -> bool:
+    """Whether all that it learned is in the rows at hand."""
+    return twin._X is not None and twin._X.shape[0] == twin._num_rows > 0 and not twin._inherits
+
+
 def _refit(twin: Surrogate, share: float) -> tuple[Tensor, Tensor]:
     """The surrogate fitted again to its rows, each counting for a share of one; these rows."""
     X, Y = twin._X, twin._Y
     assert X is not None
     assert Y is not None
-    if X.shape[0] == 0:
+    if not _holds_rows(twin):
         raise InvalidOptionError(
-            f"temper, inflate: {twin.name!r} is tempered by its training rows, and this one has none; temper the surrogate that"
-            " was trained"
+            f"temper, inflate: {twin.name!r} is tempered by its training rows, and those of this one are gone; temper the"
+            " surrogate that was trained on all of them"
         )
     if twin._lik.has_noise:
         variance = twin._known_variances(twin._Yvar, Y) / max(share, _NOTHING)
@@ -219,7 +230,7 @@ def _temper_head(twin: BayesianLastLayerSurrogate, X: Tensor, Y: Tensor, share: 
     variance = twin._scaling.variances(twin._known_variances(twin._Yvar, Y)) if known else twin._prior.noise.expand_as(outcomes)
     twin._reference = variance.mean()
     relative = twin._relative(outcomes, variance if known else None) / share
-    head = twin._fit_head(features, outcomes, relative, _KNOWN if known else _SHAPE)
+    twin._prior_head, head = twin._fit_head(features, outcomes, relative, _KNOWN if known else _SHAPE)
     twin._head = replace(head, a=head.a - 0.5 * (1.0 - share) * X.shape[0])
 
 

@@ -29,6 +29,7 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
     _Y: Tensor | None
     _Yvar: Tensor | None
     _num_rows: int
+    _inherits: bool  # whether the prior of these rows was another posterior
     _output_indices: list[int] | None
     _training_data: tuple[Tensor, Tensor, Tensor | None] | None
     _config: dict[str, Any]
@@ -80,6 +81,7 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
             "Y": self._Y,
             "Yvar": self._Yvar,
             "num_rows": self._num_rows,
+            "inherits": self._inherits,
             "method": self._get_state(),
         }
 
@@ -95,6 +97,7 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
         self.generator = restore_generator(state["generator"])
         self._scaling = Scaling(**state["scaling"])
         self._X, self._Y, self._Yvar, self._num_rows = state["X"], state["Y"], state["Yvar"], int(state["num_rows"])
+        self._inherits = bool(state["inherits"])
         self._set_state(state["method"])
         return self
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from seqbdl.envs import EnvInfo, list_envs
 from seqbdl.envs.image_stream import ImageStreamEnv, read_idx
 from seqbdl.envs.stream import DriftingLinearEnv
+from seqbdl.envs.table_stream import TableStreamEnv
 
 STREAMS = [
     pytest.param(info, id=info.id, marks=pytest.mark.skipif(not info.available, reason=f"needs: {info.install}"))
@@ -24,10 +25,17 @@ STREAMS = [
 ]
 
 
+TABLE = {"X": np.arange(24.0).reshape(12, 2), "y": np.arange(12.0) ** 2, "changes": (5,)}
+
+
+def make(id: str) -> Any:
+    return gymnasium.make(id, **(TABLE if id == "seqbdl/TabularStream-v0" else {})).unwrapped
+
+
 @pytest.fixture(params=STREAMS)
 def env(request: pytest.FixtureRequest) -> Any:
     info: EnvInfo = request.param
-    return gymnasium.make(info.id).unwrapped
+    return make(info.id)
 
 
 def good(env: Any) -> np.ndarray:
@@ -63,7 +71,7 @@ def test_a_stream_runs_to_its_end_and_continues_from_any_place(env: Any) -> None
     assert sum(last for *_, last in seen) == len(env.tasks)
     with pytest.raises(ValueError, match="ended"):
         env.step(good(env))
-    other: Any = gymnasium.make(env.spec.id).unwrapped
+    other: Any = make(env.spec.id)
     other.reset(seed=99)
     assert np.array_equal(other.set_position(position), there)
     assert np.array_equal(env.reset(seed=3)[0], first)
@@ -162,3 +170,65 @@ def test_bad_actions(kind: str) -> None:
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ImageStreamEnv(**options)
+
+
+def test_a_table_with_earlier_outcomes() -> None:
+    """Lags are the last outcome first; differences are of successive outcomes; nothing of the row's own outcome is shown."""
+    env = TableStreamEnv(**TABLE, lags=2, difference=True)
+    env.reset(seed=0)
+    X, Y = (np.concatenate([getattr(task, part) for task in env.tasks]) for part in "XY")
+    assert X[0].tolist() == [4.0, 5.0, 1.0, 0.0]
+    assert X[-1].tolist() == [22.0, 23.0, 100.0, 81.0]
+    assert Y[:, 0].tolist() == [2.0 * t - 1 for t in range(2, 12)]
+    assert env.changes == [3]  # row 5, two of history left out
+    plain = TableStreamEnv(TABLE["X"][:, 0], TABLE["y"])
+    assert plain.input_dim == 1
+    assert plain.num_steps == 0  # before reset
+
+
+def test_a_table_of_labels() -> None:
+    env = TableStreamEnv(TABLE["X"], list("bacabacabaca"), classes=True, lags=1, bounds=np.tile([[-1.0], [30.0]], 5))
+    observation, _ = env.reset(seed=0)
+    assert env.num_classes == 3
+    assert env.classes is not None
+    assert env.classes.tolist() == ["a", "b", "c"]
+    assert observation.tolist() == [[2.0, 3.0, 0.0, 1.0, 0.0]]  # the last label was b
+    *_, info = env.step([[1.0, 0.0, 0.0]])
+    assert info["outcome"]["Y"].tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"lags": 1, "chunk": 2}, "chunk=1"),
+        ({"difference": True, "chunk": 2}, "chunk=1"),
+        ({"lags": -1}, "lags=-1"),
+        ({"classes": True, "difference": True}, "labels"),
+        ({"X": [["a"]] * 12}, "no number"),
+        ({"y": np.full(12, np.nan)}, "row 0"),
+        ({"y": np.zeros(11)}, "12"),
+        ({"changes": (12,)}, "part"),
+        ({"changes": (0,)}, "part"),
+        ({"lags": 12}, "history"),
+        ({"bounds": np.zeros((2, 2))}, "smaller"),
+        ({"bounds": np.zeros((2, 3))}, "shape"),
+        ({"X": 1.0}, "X"),
+    ],
+)
+def test_bad_tables(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        TableStreamEnv(**{**TABLE, **change})
+
+
+@given(n=st.integers(3, 15), lags=st.integers(0, 2), difference=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_tables_of_any_size(n: int, lags: int, difference: bool) -> None:
+    y = np.random.default_rng(n).normal(size=n)
+    env = TableStreamEnv(np.arange(float(n)), y, lags=lags, difference=difference)
+    env.reset(seed=0)
+    skipped = max(lags, int(difference))
+    (task,) = env.tasks
+    assert task.X.shape == (n - skipped, 1 + lags)
+    assert np.allclose(task.Y[:, 0] + (y[skipped - 1 : -1] if difference else 0.0), y[skipped:])
+    for k in range(lags):
+        assert np.allclose(task.X[:, 1 + k], y[skipped - 1 - k : n - 1 - k])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import seqbdl
 from seqbdl.errors import InvalidOptionError
-from seqbdl.inference import ekf, lofi
+from seqbdl.inference import ekf, last_layer, lofi
 from seqbdl.networks import DenseRows
 from seqbdl.posteriors.mean_field import MeanField
 from seqbdl.surrogates.carry import temper_belief, temper_mean_field
@@ -131,5 +132,31 @@ def test_before_data_and_bad_arguments() -> None:
         with pytest.raises(InvalidOptionError):
             seqbdl.prior_from(old, **wrong)  # type: ignore[arg-type]
     rowless = seqbdl.prior_from(make("ensemble").fit(*data(6)))
-    with pytest.raises(InvalidOptionError, match="training rows"):
-        seqbdl.prior_from(rowless, temper=0.5)
+    later = seqbdl.prior_from(rowless).update(*data(4, seed=5))  # these rows are not all that it knows
+    for gone in (rowless, later, make("ensemble", keep_data=False).fit(*data(6)).update(*data(4, seed=5))):
+        with pytest.raises(InvalidOptionError, match="training rows"):
+            seqbdl.prior_from(gone, temper=0.5)
+    fresh_again = seqbdl.prior_from(make("ensemble").fit(*data(6)), temper=0.0).update(*data(4, seed=5))
+    assert seqbdl.prior_from(fresh_again, temper=0.5).num_rows == 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_last_layer_without_rows_mixes_natural_parameters(known: bool, tmp_path: Path) -> None:
+    """The features stay, and the tempered head is what rows that count for less would have made of its prior."""
+    X, Y = data(14)
+    noise = torch.full_like(Y, 0.04) if known else None
+    old: Any = make("bayesian-last-layer", prior_precision=0.5).fit(X, Y, noise)
+    stream: Any = seqbdl.prior_from(old)
+    seqbdl.save(tmp_path / "stream", stream)
+    stream = seqbdl.load(tmp_path / "stream")
+    half: Any = seqbdl.prior_from(stream, temper=0.5)
+    features, outcomes = old._features(old._scaling.inputs(X)), old._scaling.outcomes(Y)
+    relative = old._relative(outcomes, old._scaling.variances(noise)) if known else old._relative(outcomes, None)
+    expected = last_layer.absorb(old._prior_head, features, outcomes, 2 * relative)
+    torch.testing.assert_close(half._head.mean, expected.mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(half._head.factor, expected.factor, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(half._head.b, expected.b, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(half._head.a, old._prior_head.a + 0.25 * 14)
+    nothing: Any = seqbdl.prior_from(stream, temper=0.0)
+    torch.testing.assert_close(nothing._head.b, old._prior_head.b)
+    torch.testing.assert_close(nothing._head.mean, torch.zeros_like(nothing._head.mean))
