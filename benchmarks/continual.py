@@ -7,6 +7,8 @@ python benchmarks/continual.py --streams split-digits --images 100 --epochs 400 
 python benchmarks/continual.py --streams permuted-digits --images 1000 --epochs 60 --seeds 2     # a minute; --sweep too
 python benchmarks/continual.py --quick                                  # split digits, prints only
 
+Of split streams three rows are naive training and EWC as the package Avalanche defines them, on the same tensors.
+
 FOLDER holds the files of Debian's package dataset-fashion-mnist. Every cell is a row of results/continual.csv; what is there is
 not run again. Networks are 2 x 256 (permuted: 2 x 100) with rectified linear units.
 """
@@ -24,9 +26,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from torch import nn
 
 import seqbdl
 import seqbdl.envs
+from seqbdl.diagnostics import accuracy, expected_calibration_error, log_loss
 from seqbdl.loops import ContinualLoop, run
 
 RESULTS = Path(__file__).parent / "results" / "continual.csv"
@@ -45,6 +49,8 @@ CHOSEN: dict[str, dict[str, float]] = {
 }
 """Strengths. Of digits, and of EWC and online Laplace on ``split-fashion``, those with the highest accuracy (then the lowest NLL)
 in ``--sweep``. FROMP's of ``split-fashion`` is the published ``tau = 10`` for 4,000 images; those of digits for the rest."""
+AVALANCHE = "as Avalanche defines it"
+AVALANCHE_STRENGTHS = (0.0, 1e3, 1e5)
 SCORES = ("accuracy", "when_learned", "backward_transfer", "nll", "ece")
 
 
@@ -77,6 +83,8 @@ def cells_of(stream: str, images: int, epochs: int, seeds: int) -> list[Cell]:
         ("vcl", {"coreset": kept, "coreset_kind": "k-centre"}),
         ("online-laplace", {"structure": "kron", "strength": best["online-laplace"]}),
     ]
+    if stream.startswith("split"):
+        methods += [(AVALANCHE, {"strength": strength}) for strength in AVALANCHE_STRENGTHS]
     return [
         Cell(stream, method, json.dumps(settings), seed, images, epochs) for seed in range(seeds) for method, settings in methods
     ]
@@ -100,6 +108,60 @@ def _coreset(stream: str, method: str) -> dict[str, int]:
     return {"coreset": kept_rows(stream)} if method in ("fromp", "sfsvi") else {}
 
 
+def plain_networks(stream: Any, settings: dict[str, float], epochs: int, seed: int) -> dict[str, float]:
+    """Naive training, and EWC, as the package Avalanche defines them, by bare PyTorch: batches of 128, Adam at 0.001 that goes on
+    over tasks, losses averaged over a batch plus ``strength sum_t sum_i F_ti (w_i - w_ti)^2``, without a half, where ``F`` is
+    the mean over batches of the SQUARED GRADIENT OF THE BATCH'S MEAN LOSS: of size 1 / 128 of a Fisher information."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _plain_networks(stream, settings.get("strength", 0.0), epochs)
+
+
+def _plain_networks(stream: Any, strength: float, epochs: int) -> dict[str, float]:
+    pixels, tasks = stream.tasks[0].X.shape[1] - 1, range(len(stream.tasks))
+    body = nn.Sequential(nn.Linear(pixels, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
+    heads = nn.ModuleList(nn.Linear(256, stream.num_classes) for _ in tasks)
+    shared = list(body.parameters())
+    optimizer = torch.optim.Adam([*shared, *heads.parameters()], lr=1e-3)
+    anchors: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+
+    def rows(part: str, task: int) -> tuple[torch.Tensor, torch.Tensor]:
+        X, Y = (getattr(stream.tasks[task], part + name) for name in "XY")
+        return torch.as_tensor(X[:, :-1] / stream.bounds[1, :-1], dtype=torch.float32), torch.as_tensor(Y[:, 0], dtype=torch.long)
+
+    def loss(X: torch.Tensor, Y: torch.Tensor, task: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(heads[task](body(X)), Y)
+
+    def accuracy_of(task: int) -> dict[str, float]:
+        X, Y = rows("test_", task)
+        with torch.no_grad():
+            logs = heads[task](body(X)).double().log_softmax(-1)
+        probs = logs.exp()
+        return {"accuracy": accuracy(probs, Y), "nll": log_loss(logs, Y), "ece": expected_calibration_error(probs, Y)}
+
+    first = []
+    for task in tasks:
+        X, Y = rows("", task)
+        for _ in range(epochs):
+            for batch in torch.randperm(len(X)).split(128):
+                optimizer.zero_grad()
+                total = loss(X[batch], Y[batch], task)
+                for importance, anchor in anchors if strength else []:
+                    gaps = zip(importance, shared, anchor, strict=True)
+                    total = total + strength * sum((F * (w - a).square()).sum() for F, w, a in gaps)
+                total.backward()
+                optimizer.step()
+        batches = torch.randperm(len(X)).split(128)
+        gradients = [torch.autograd.grad(loss(X[batch], Y[batch], task), shared) for batch in batches]
+        mean_squares = [torch.stack(of_one).square().mean(0) for of_one in zip(*gradients, strict=True)]
+        anchors.append((mean_squares, [w.detach().clone() for w in shared]))
+        first.append(accuracy_of(task)["accuracy"])
+    last = [accuracy_of(task) for task in tasks]
+    found = {name: float(np.mean([row[name] for row in last])) for name in ("accuracy", "nll", "ece")}
+    moved = [row["accuracy"] - at_first for row, at_first in zip(last[:-1], first[:-1], strict=True)]
+    return {**found, "when_learned": float(np.mean(first)), "backward_transfer": float(np.mean(moved))}
+
+
 def measure(cell: Cell, folder: str | None, per_test: int | None = None) -> dict[str, float]:
     """Accuracy, negative log likelihood and calibration error on all tasks at the end, what was forgotten, and CPU seconds."""
     split, fashion = cell.stream.startswith("split"), cell.stream.endswith("fashion")
@@ -112,6 +174,10 @@ def measure(cell: Cell, folder: str | None, per_test: int | None = None) -> dict
     env.reset(seed=cell.seed)
     stream: Any = env.unwrapped
     widths, pixels = ((256, 256) if split else (100, 100)) if fashion else (32, 32), stream.tasks[0].X.shape[1] - split
+    start = time.process_time()
+    if cell.method == AVALANCHE:
+        found = plain_networks(stream, json.loads(cell.settings), cell.epochs, cell.seed)
+        return {**found, "seconds": time.process_time() - start}
     steps, joint = max(1, cell.epochs * cell.images // 256), cell.method == "joint"
     surrogate = seqbdl.make_surrogate(
         "continual",
@@ -129,7 +195,6 @@ def measure(cell: Cell, folder: str | None, per_test: int | None = None) -> dict
         learning_rate=0.1 if cell.method == "vcl" else 0.02,
         seed=cell.seed,
     )
-    start = time.process_time()
     if joint:
         X, Y = (np.concatenate([getattr(task, part) for task in stream.tasks]) for part in "XY")
         loop = ContinualLoop(env, surrogate.fit(torch.as_tensor(X), torch.as_tensor(Y)))
