@@ -49,36 +49,40 @@ class Learner:
         self._fresh.append((row.clone(), arm, reward))
 
     def learn(self, now: bool = False) -> None:
-        """Let the model know of all rows, or of none while fewer than ``absorb_every`` wait (``now``: whatever waits)."""
+        """Let the model know of all rows, or of none while fewer than ``absorb_every`` wait (``now``: whatever waits). Where it
+        fails the rows still wait."""
         if not self._fresh or (not now and self._total > 0 and len(self._fresh) < self.absorb_every):
             return
-        fresh, self._fresh = self._fresh, []
-        first = self._total == 0
-        self._total += len(fresh)
-        if self._exact:
+        fresh, total = self._fresh, self._total + len(self._fresh)
+        due = self._due(total)
+        fit = (due or self._total == 0) and not self._exact
+        if fit:
+            kept = [list(rows) for rows in self._kept]
+            self._keep(kept, fresh)
+            self.model.learn(*_stack([row for rows in kept for row in rows] or fresh))
+            self._kept = kept
+        else:
             self.model.absorb(*_stack(fresh))
-            if self._due():
-                self.model.learn(*_stack(fresh))
-                self._fitted_at = self._total
-            return
-        for row in fresh if self.memory != 0 else ():
-            rows = self._kept[row[1]]
+            self._keep(self._kept, fresh)
+        self._fresh, self._total = [], total
+        self._fitted_at = total if fit or due else self._fitted_at
+        if due and self._exact:
+            self.model.learn(*_stack(fresh))
+
+    def _keep(self, kept: list[list[Row]], fresh: list[Row]) -> None:
+        """Add rows to those kept of each arm, and let the oldest go; heads keep their own."""
+        for row in fresh if self.memory != 0 and not self._exact else ():
+            rows = kept[row[1]]
             rows.append(row)
             if self.memory is not None and len(rows) > self.memory:
                 del rows[0]
-        if first or self._due():
-            kept = [row for rows in self._kept for row in rows]
-            self.model.learn(*_stack(kept or fresh))
-            self._fitted_at = self._total
-        else:
-            self.model.absorb(*_stack(fresh))
 
-    def _due(self) -> bool:
+    def _due(self, total: int) -> bool:
         if self.refit_every is None:
             return False
         if isinstance(self.refit_every, int):
-            return self._total - self._fitted_at >= self.refit_every
-        return self._total >= self.refit_every * max(self._fitted_at, 1)
+            return total - self._fitted_at >= self.refit_every
+        return total >= self.refit_every * max(self._fitted_at, 1)
 
     def add_arm(self) -> None:
         """One more arm."""

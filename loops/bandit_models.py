@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -75,14 +76,20 @@ class SeparateModel:
 
     def learn(self, X: Tensor, arms: Tensor, rewards: Tensor) -> None:
         """Fit every arm that has rows."""
-        self.surrogates = [self._make(arm) for arm in range(len(self.surrogates))]
+        fitted = [self._make(arm) for arm in range(len(self.surrogates))]
         for arm in arms.unique().tolist():
-            self.surrogates[arm].fit(X[arms == arm], rewards[arms == arm].unsqueeze(-1))
+            fitted[arm].fit(X[arms == arm], rewards[arms == arm].unsqueeze(-1))
+        self.surrogates = fitted
 
     def absorb(self, X: Tensor, arms: Tensor, rewards: Tensor) -> None:
         """Update every arm that has new rows."""
-        for arm in arms.unique().tolist():
-            self.surrogates[arm].update(X[arms == arm], rewards[arms == arm].unsqueeze(-1))
+        told = arms.unique().tolist()
+        # An update that fails changes nothing; of several, none may be left half done.
+        updated = {arm: self.surrogates[arm] if len(told) == 1 else copy.deepcopy(self.surrogates[arm]) for arm in told}
+        for arm, surrogate in updated.items():
+            surrogate.update(X[arms == arm], rewards[arms == arm].unsqueeze(-1))
+        for arm, surrogate in updated.items():
+            self.surrogates[arm] = surrogate
 
     def draws(self, X: Tensor, arms: list[int], n: int, generator: torch.Generator) -> Tensor:
         """``n x k``: independent arms, so a joint draw is one draw of each."""

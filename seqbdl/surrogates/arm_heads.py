@@ -123,9 +123,10 @@ class ArmHeadsModel:
         if self.reset_threshold is not None:
             for row, arm, reward in zip(phi, arms.tolist(), rewards.tolist(), strict=True):
                 self._watch(row, arm, reward)
+        heads, carried = self.heads, self.carried
         if self.forgetting < 1.0:
-            self.heads, self.carried = (self._forgotten(state, phi, arms) for state in (self.heads, self.carried))
-        self.heads = absorb_arm_rows(self.heads, phi, arms, rewards)
+            heads, carried = (self._forgotten(state, phi, arms) for state in (heads, carried))
+        self.heads, self.carried = absorb_arm_rows(heads, phi, arms, rewards), carried
         if self.settings.hidden:
             self._rows += list(zip(X, arms.tolist(), rewards.tolist(), strict=True))
             self._trim()

@@ -142,13 +142,14 @@ class Surrogate(SurrogateState):
         X, Y = X.detach(), Y.detach()
         as_they_are = None if self._lik.has_noise else self.output_dim
         inputs, outcomes = X.to(torch.float64), Y.to(torch.float64)
-        self._scaling = Scaling.learn(inputs, outcomes, self._input_bounds(inputs), as_they_are, self._outcome_bounds)
-        self._X, self._Y, self._Yvar, self._num_rows = X, Y, None if Yvar is None else Yvar.detach(), X.shape[0]
-        self._inherits = False
-        with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
-            self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
-        self._settle()
-        self._drop_rows()
+        with self._unchanged_if_it_fails():
+            self._scaling = Scaling.learn(inputs, outcomes, self._input_bounds(inputs), as_they_are, self._outcome_bounds)
+            self._X, self._Y, self._Yvar, self._num_rows = X, Y, None if Yvar is None else Yvar.detach(), X.shape[0]
+            self._inherits = False
+            with torch.enable_grad():  # hyperparameters are found by gradients, whatever the caller's mode
+                self._fit(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+            self._settle()
+            self._drop_rows()
         return self
 
     def _input_bounds(self, X: Tensor) -> Tensor | None:
@@ -170,20 +171,24 @@ class Surrogate(SurrogateState):
             X: ``n x d`` new inputs.
             Y: ``n x m`` new outcomes.
             Yvar: ``n x m`` known noise variances.
+
+        Raises:
+            ShapeError, InvalidDataError: As :meth:`fit`. Whatever fails, here or there, leaves the posterior as it was.
         """
         self._require_whole("update")
         X, Y, Yvar = self._check_data(X, Y, Yvar)
         if self._X is None or self._Y is None:
             return self.fit(X, Y, Yvar)
         X, Y = X.detach().to(self._X), Y.detach().to(self._Y)
-        self._update(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
-        self._settle()
-        if self._Yvar is not None or Yvar is not None:
-            old = self._known_variances(self._Yvar, self._Y)
-            self._Yvar = torch.cat([old, self._known_variances(Yvar, Y).to(old)])
-        self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
-        self._num_rows += X.shape[0]
-        self._drop_rows()
+        with self._unchanged_if_it_fails():
+            self._update(self._scaling.inputs(X), self._scaling.outcomes(Y), self._inner_noise(Yvar))
+            self._settle()
+            if self._Yvar is not None or Yvar is not None:
+                old = self._known_variances(self._Yvar, self._Y)
+                self._Yvar = torch.cat([old, self._known_variances(Yvar, Y).to(old)])
+            self._X, self._Y = torch.cat([self._X, X]), torch.cat([self._Y, Y])
+            self._num_rows += X.shape[0]
+            self._drop_rows()
         return self
 
     def _check_data(self, X: Tensor, Y: Tensor, Yvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from seqbdl.errors import InvalidOptionError, StateError
 from seqbdl.serialization import dense, generator_state, is_dense, restore_generator
 from seqbdl.surrogates.scaling import Scaling
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")  # dictionaries in which torch.nn.Module keeps attributes
 
 
 class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two disagree about signatures
@@ -84,6 +87,19 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
             "inherits": self._inherits,
             "method": self._get_state(),
         }
+
+    @contextmanager
+    def _unchanged_if_it_fails(self) -> Iterator[None]:
+        """Learning replaces what is known and changes nothing in place, so that a failure in the middle of it can be undone."""
+        before = {key: copy.copy(value) if key in _REGISTERED else value for key, value in self.__dict__.items()}
+        random = self.generator.get_state()
+        try:
+            yield
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            self.generator.set_state(random)
+            raise
 
     def load_state(self, state: Mapping[str, Any]) -> Self:
         """Take over a state that :meth:`save_state` of a surrogate of the same name and shape returned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,10 @@ import seqbdl
 from seqbdl.envs import DelayedFeedback
 from seqbdl.errors import SeqbdlError, StateError
 from seqbdl.loops import BanditLoop, run
+from seqbdl.posteriors.joint_gaussian import safe_cholesky
 from seqbdl.serialization import load_tree, save_tree
 from tests.surrogates.conftest import SMALL
+from tests.surrogates.test_streams import Work
 
 
 def wheel(delta: float = 0.5) -> Any:
@@ -134,6 +137,35 @@ def test_late_and_shuffled_rewards_commute_where_updates_do(name: str, arms: str
     assert torch.allclose(prompt.predict([0.3, -0.7]), late.predict([0.3, -0.7]), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["linear", *STREAMED])
+def test_a_decision_costs_the_same_after_five_thousand(name: str) -> None:
+    """Counted in calls of functions and in numbers that tensor operations touch, which no busy machine distorts."""
+    options = {} if name == "linear" else {**STREAMED[name], "noise": 0.01, "outcome_bounds": [[-2.0], [2.0]], "scales": {}}
+    if name in ("ekf", "lofi"):
+        options["block_size"] = 64
+    loop = BanditLoop((2, 3), name, "thompson", initial_pulls=0, refit_every=None, memory=0, surrogate_options=options)
+    rng, work, calls, done = np.random.default_rng(0), [], [], 0
+    for total in (500, 5000):
+        n = total - done
+        loop.observe(rng.uniform(-1, 1, (n, 2)), rng.integers(0, 3, n), rng.uniform(-1, 1, n))
+        loop.predict([0.0, 0.0])
+        done, count = total, [0]
+
+        def call(frame: Any, event: str, arg: Any, count: list[int] = count) -> None:
+            count[0] += 1
+
+        with Work() as counter:
+            sys.setprofile(call)
+            decision = loop.ask([0.1, 0.2])
+            loop.tell(decision, 0.5)
+            loop.predict([0.1, 0.2])
+            sys.setprofile(None)
+        work.append(counter.count)
+        calls.append(count[0])
+    assert work[1] <= 1.5 * work[0]
+    assert calls[1] <= 1.5 * calls[0]
+
+
 def test_asking_does_not_change_the_posterior() -> None:
     loop = BanditLoop((2, 3), "bayesian-last-layer", initial_pulls=1, surrogate_options=SMALL["bayesian-last-layer"])
     for decision, reward in played(loop, 12):
@@ -243,6 +275,48 @@ def test_bad_input_changes_nothing() -> None:
     assert torch.equal(after["generator"], save["generator"])
     assert torch.equal(after["learner"]["model"]["heads"]["mean"], save["learner"]["model"]["heads"]["mean"])
     loop.tell(waiting, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("linear", {"forgetting": 0.9}),
+        ("bayesian-last-layer", {"refit_every": None}),
+        ("bayesian-last-layer", {"refit_every": 12, "memory": 5}),
+        ("bayesian-last-layer", {"refit_every": None, "arms": "separate"}),
+    ],
+)
+def test_a_failed_update_leaves_the_posterior_and_the_rows_wait(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when it succeeds later, it is as if nothing had happened."""
+    loop, twin = (
+        BanditLoop((2, 3), name, "uniform", initial_pulls=0, surrogate_options=SMALL.get(name), **options) for _ in range(2)
+    )
+    for one in (loop, twin):
+        for decision, reward in played(one, 8):
+            one.tell(decision, reward)
+        one.predict([0.0, 0.0])
+        late = [(decision, reward) for decision, reward in played(one, 5, seed=1)]
+        one.tell([decision for decision, _ in late], [reward for _, reward in late])
+
+    calls = 0
+
+    def fail(matrix: Any, *rest: Any) -> Any:  # the second factor that is asked for cannot be had
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise torch.linalg.LinAlgError("not positive definite")
+        return safe_cholesky(matrix, *rest)
+
+    target = "seqbdl.inference.arm_heads" if name == "linear" else "seqbdl.inference.last_layer"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{target}.safe_cholesky", fail)
+        for _ in range(2):
+            with pytest.raises(torch.linalg.LinAlgError):
+                loop.predict([0.3, 0.1])
+    assert torch.equal(loop.predict([0.3, 0.1]), twin.predict([0.3, 0.1]))
+    assert str(loop.state_dict()["learner"]) == str(twin.state_dict()["learner"])
 
 
 @pytest.mark.parametrize(

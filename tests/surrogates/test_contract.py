@@ -562,6 +562,28 @@ def test_bad_data_is_refused_and_changes_nothing(name: str, verb: str, fitted: C
     torch.testing.assert_close(surrogate.posterior(grid(3)).mean, before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("verb", ["fit", "update"])
+def test_a_failure_in_the_middle_changes_nothing(name: str, verb: str, fitted: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was half learned is undone, the random numbers that it took too: the next update is what it would have been."""
+    surrogate, twin = (copy.deepcopy(get_fitted(fitted, name)) for _ in range(2))
+    X, Y = data(5, seed=4)
+
+    def fail(self: Any) -> None:
+        raise torch.linalg.LinAlgError("not positive definite")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(surrogate), "_settle", fail)
+        with pytest.raises(torch.linalg.LinAlgError):
+            getattr(surrogate, verb)(X, Y)
+    assert surrogate.num_rows == twin.num_rows
+    for _ in range(2):
+        now, then = surrogate.posterior(grid(3)), twin.posterior(grid(3))
+        torch.testing.assert_close(now.mean, then.mean, rtol=0, atol=0)
+        torch.testing.assert_close(now.variance, then.variance, rtol=0, atol=0)
+        surrogate.update(X, Y)
+        twin.update(X, Y)
+
+
 def test_bad_queries_are_refused(name: str, fitted: Cache) -> None:
     surrogate = get_fitted(fitted, name)
     with pytest.raises(ShapeError, match="input_dim=2"):
