@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import seqbdl
+from seqbdl.acquisition import make_acquisition
 from seqbdl.loops import (
     BOCD,
     AdaptiveForgetting,
@@ -48,6 +49,16 @@ RULES: dict[str, Any] = {
     "tempered beam, 4": TemperedBeam(0.01, 0.0, 4),
     "BOCD, 10 run lengths": BOCD(0.01, 10),
 }
+TRANSFERS = (
+    ("cold start", 0, 0.0, "none"),
+    ("related", 1, 0.1, "evidence"),
+    ("related, full trust", 1, 0.1, "full"),
+    ("unrelated", 1, 2.0, "evidence"),
+    ("unrelated, full trust", 1, 2.0, "full"),
+    ("adversarial", -1, 0.0, "evidence"),
+    ("adversarial, full trust", -1, 0.0, "full"),
+)
+"""Old campaigns: sign and phase of what they optimized, and how far they are trusted."""
 LAST_LAYER = {"network": (16,), "num_networks": 1, "adaptation": 0.0}
 WARMUP = 20  # rows of a real stream
 
@@ -187,26 +198,43 @@ def wave(X: torch.Tensor, phase: float = 0.0) -> torch.Tensor:
 
 
 def transfer(seeds: int, budget: int) -> list[list[str]]:
-    """Simple regret of Bayesian optimization after half the budget and after all, with an old campaign of 25 points."""
+    """Bayesian optimization with an old campaign of 25 points, trusted as the evidence says, or fully: simple regret after half
+    the budget and after all, and the share of that half that is needed to come as far as the cold start of the same seed does."""
     grid = torch.cartesian_prod(*[torch.linspace(0, 1, 201, dtype=torch.float64)] * 2)
     best = float(wave(grid).max())
     space, bounds = Space([Real("a", 0, 1), Real("b", 0, 1)]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    rows = []
-    for label, sign, phase in (("cold start", 0, 0.0), ("related", 1, 0.1), ("unrelated", 1, 2.0), ("adversarial", -1, 0.0)):
-        half, whole, powers = [], [], []
+    half = budget // 2
+    rows, goals = [], []
+    for label, sign, phase, powers in TRANSFERS:
+        regrets, needed, found = [], [], []
         for seed in range(seeds):
             X = torch.rand(25, 2, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64)
             old = seqbdl.make_surrogate("gp", 2, bounds=bounds).fit(X, sign * wave(X, phase)) if sign else None
-            loop = BayesOptLoop(space, prior=old, initial=3 if old is not None else 5, seed=seed)
+            options: dict[str, Any] = {"acquisition": full_trust(old)} if old is not None and powers == "full" else {"prior": old}
+            loop = BayesOptLoop(space, initial=3 if old is not None else 5, seed=seed, **options)
             for _ in range(budget):
                 point = loop.ask()
                 loop.tell(point, float(wave(torch.tensor([[point["a"], point["b"]]], dtype=torch.float64))))
             reached = best - loop.history.best_so_far()
-            half.append(float(reached[budget // 2 - 1]))
-            whole.append(float(reached[-1]))
-            powers.append(np.nan if loop.trust is None else loop.trust.power)
-        rows.append([label, spread(half, 4), spread(whole, 4), "" if not sign else f"{np.mean(powers):.2f}"])
+            goals += [reached[half - 1]] if not sign else []
+            there = np.flatnonzero(reached <= goals[seed] + 1e-12)
+            needed.append((there[0] + 1 if len(there) else np.inf) / half)
+            regrets.append((float(reached[half - 1]), float(reached[-1])))
+            found.append(np.nan if loop.trust is None else loop.trust.power)
+        shares = f"{np.median(needed):.2f}" if sign else ""
+        power = f"{np.mean(found):.2f}" if powers == "evidence" and sign else ""
+        rows.append([label, spread([r[0] for r in regrets], 4), spread([r[1] for r in regrets], 4), shares, power])
     return rows
+
+
+def full_trust(old: seqbdl.Surrogate) -> Any:
+    """The default acquisition function, of the old campaign's posterior updated on all new rows."""
+
+    def factory(surrogate: seqbdl.Surrogate, context: Any) -> Any:
+        (X,) = surrogate.train_inputs  # type: ignore[misc]
+        return make_acquisition("qLogEI", seqbdl.prior_from(old).update(X, surrogate.train_targets.reshape(-1, 1)))
+
+    return factory
 
 
 def parts(names: list[str], quick: bool, seeds: int, length: int = 50) -> dict[str, str]:
@@ -225,7 +253,13 @@ def parts(names: list[str], quick: bool, seeds: int, length: int = 50) -> dict[s
         rounds = 50 if quick else 10_000
         out["bandit"] = table(f"Ten arms whose odds walk at random, {rounds} rounds", heads, bandit(seeds, rounds))
     if "transfer" in names:
-        heads = ["method", "regret at half the budget", "regret", "power of the old campaign"]
+        heads = [
+            "method",
+            "regret at half the budget",
+            "regret",
+            "of half the budget, to the cold start's regret there (median)",
+            "power of the old campaign",
+        ]
         out["transfer"] = table("An old campaign of 25 points", heads, transfer(seeds, 4 if quick else 16))
     if "refit" in names:
         heads = ["surrogate", "refit", "regret", "CPU s a trial"]

@@ -8,6 +8,7 @@ conditioning, Maddox et al. 2021), whose predictions differ from ``q`` before an
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from seqbdl.posteriors.joint_gaussian import safe_cholesky
 class VariationalModel(Model, FantasizeMixin):
     """A BoTorch model of one outcome, with fantasies, from a trained ``ApproximateGP``.
 
-    The model it is made from is not changed. Rows that were taken up are kept: a prediction costs the cube of their number, so
+    It works on a copy of the model. Rows that were taken up are kept: a prediction costs the cube of their number, so
     that after some hundred of them it is time to train again.
 
     Args:
@@ -40,7 +41,7 @@ class VariationalModel(Model, FantasizeMixin):
         super().__init__()
         if not isinstance(likelihood, GaussianLikelihood):
             raise InvalidOptionError(f"likelihood is a {type(likelihood).__name__}; rows condition a Gaussian likelihood exactly")
-        self.model, self.likelihood = model.eval(), likelihood.eval()
+        self.model, self.likelihood = (copy.deepcopy(part).eval() for part in (model, likelihood))
         self._rows: Tensor | None = None  # batch x n x (d + 2): inputs, outcome and noise variance
 
     @property
@@ -48,7 +49,7 @@ class VariationalModel(Model, FantasizeMixin):
         """Of the rows that were taken up: fantasies run in front."""
         return torch.Size([]) if self._rows is None else self._rows.shape[:-2]
 
-    def posterior(
+    def posterior(  # type: ignore[override]  # BoTorch's two base classes disagree about the arguments
         self,
         X: Tensor,
         output_indices: list[int] | None = None,
@@ -100,7 +101,7 @@ class VariationalModel(Model, FantasizeMixin):
         if bool(bad.any()):
             row = int(bad.nonzero()[0, -1])
             raise InvalidDataError(f"row {row} of X, Y or noise is not finite, or has a variance below 0; leave it out")
-        twin = VariationalModel(self.model, self.likelihood)
+        twin = copy.copy(self)
         twin._rows = new if self._rows is None else _stacked(self._rows, new)
         return twin
 

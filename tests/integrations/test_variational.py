@@ -53,7 +53,7 @@ def trained() -> tuple[SparseGP, torch.Generator]:
             optimizer.zero_grad()
             (-objective(model(X), Y[:, 0])).backward()
             optimizer.step()
-    return model, generator
+    return model.eval(), generator
 
 
 def test_correct_rows_lower_the_error(trained: tuple[SparseGP, torch.Generator]) -> None:
@@ -100,6 +100,10 @@ def test_conditioning_is_that_of_the_joint(trained: tuple[SparseGP, torch.Genera
         torch.testing.assert_close(noisy, covariance.diagonal() + model.likelihood.noise, rtol=0, atol=1e-8)
         before = wrapped.posterior(X)
     torch.testing.assert_close(before.mean[:, 0], m[:3])
+    model.train()
+    VariationalModel(model, model.likelihood)
+    assert model.training  # the user's own is not touched
+    model.eval()
     assert wrapped.batch_shape == torch.Size([])
 
 

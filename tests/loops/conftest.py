@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from seqbdl.loops import Real, Space
+from seqbdl.loops import BanditLoop, Real, Space
 
 
 def branin(point: Mapping[str, Any]) -> float:
@@ -68,3 +68,14 @@ def bowl() -> type[NoisyBowl]:
 def fast() -> dict[str, Any]:
     """Options that make a loop quick and a little careless."""
     return {"acquisition_options": {"mc_samples": 16}, "optimizer_options": {"num_restarts": 2, "raw_samples": 32}}
+
+
+def played(loop: BanditLoop, n: int = 30, seed: int = 0) -> list[Any]:
+    """Decisions in random contexts, and rewards that are linear in them."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(n):
+        x = rng.uniform(-1, 1, loop.space.context_dim)
+        decision = loop.ask(x)
+        out.append((decision, float(x.sum() * (decision.arm - 1) + 0.1 * rng.standard_normal())))
+    return out
