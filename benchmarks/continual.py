@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.quick:
-        print(table(run_cells(cells_of("split-digits", 100, 400, 1), None, None, None)))
+        print(table(run_cells(cells_of("split-digits", 100, 50, 1), None, None, None)))
         return
     if args.fashion is None and any(stream.endswith("fashion") for stream in args.streams):
         parser.error("--fashion FOLDER is missing: where the files of Debian's package dataset-fashion-mnist are")

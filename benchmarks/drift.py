@@ -211,7 +211,7 @@ def transfer(seeds: int, budget: int) -> list[list[str]]:
             X = torch.rand(25, 2, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64)
             old = seqbdl.make_surrogate("gp", 2, bounds=bounds).fit(X, sign * wave(X, phase)) if sign else None
             options: dict[str, Any] = {"acquisition": full_trust(old)} if old is not None and powers == "full" else {"prior": old}
-            loop = BayesOptLoop(space, initial=3 if old is not None else 5, seed=seed, **options)
+            loop = BayesOptLoop(space, initial=3, seed=seed, **options)
             for _ in range(budget):
                 point = loop.ask()
                 loop.tell(point, float(wave(torch.tensor([[point["a"], point["b"]]], dtype=torch.float64))))

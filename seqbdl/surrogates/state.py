@@ -90,16 +90,18 @@ class SurrogateState(Model, FantasizeMixin):  # type: ignore[misc]  # the two di
 
     @contextmanager
     def _unchanged_if_it_fails(self) -> Iterator[None]:
-        """Learning replaces what is known and changes nothing in place, so that a failure in the middle of it can be undone."""
+        """Learning replaces what is known and changes nothing in place, so that a failure (or an interrupt) in the middle of it
+        can be undone."""
         before = {key: copy.copy(value) if key in _REGISTERED else value for key, value in self.__dict__.items()}
-        random = self.generator.get_state()
+        random, learned = self.generator.get_state(), False
         try:
             yield
-        except Exception:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            self.generator.set_state(random)
-            raise
+            learned = True
+        finally:
+            if not learned:
+                self.__dict__.clear()
+                self.__dict__.update(before)
+                self.generator.set_state(random)
 
     def load_state(self, state: Mapping[str, Any]) -> Self:
         """Take over a state that :meth:`save_state` of a surrogate of the same name and shape returned.
