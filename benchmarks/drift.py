@@ -221,9 +221,10 @@ def transfer(seeds: int, budget: int) -> list[list[str]]:
             needed.append((there[0] + 1 if len(there) else np.inf) / half)
             regrets.append((float(reached[half - 1]), float(reached[-1])))
             found.append(np.nan if loop.trust is None else loop.trust.power)
-        shares = f"{np.median(needed):.2f}" if sign else ""
         power = f"{np.mean(found):.2f}" if powers == "evidence" and sign else ""
-        rows.append([label, spread([r[0] for r in regrets], 4), spread([r[1] for r in regrets], 4), shares, power])
+        rows.append(
+            [label, spread([r[0] for r in regrets], 4), spread([r[1] for r in regrets], 4), f"{np.median(needed):.2f}", power]
+        )
     return rows
 
 
