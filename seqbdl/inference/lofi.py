@@ -21,6 +21,7 @@ from torch import Tensor
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.recursion import Belief, FilterSettings, Lift
 from seqbdl.networks import JacobianRows
+from seqbdl.networks.jacobian_rows import BLOCK
 from seqbdl.posteriors.gaussian_weights import GaussianWeights
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 from seqbdl.posteriors.operators import LowRank
@@ -53,14 +54,15 @@ class LowRankBelief(Belief):
         return (gram - cross.T @ mixed).to(self.mean), lift
 
     def learned(self, A: JacobianRows, mean: Tensor) -> LowRankBelief:
-        k, (within, cross, gram) = self.factor.shape[0], _grams(self.factor, A)
-        if k + gram.shape[0] <= self.rank:
+        k = self.factor.shape[0]
+        if k + A.num_rows <= self.rank:
             return replace(self, mean=mean, factor=torch.cat([self.factor, A.dense()]))
+        within, cross, gram = _grams(self.factor, A)
         whole = torch.cat([torch.cat([within, cross], 1), torch.cat([cross.T, gram], 1)])
         vectors = torch.linalg.eigh(whole).eigenvectors.T[-self.rank :].to(mean)  # ascending: the last are kept
         old, new = vectors[:, :k], vectors[:, k:].contiguous()
         kept, entries = mean.new_empty(self.rank, mean.shape[0]), torch.empty_like(self.entries)
-        for block in A.blocks:
+        for block in A.blocks(_columns(self.rank)):
             W, out = self.factor[:, block.part], kept[:, block.part]
             torch.mm(old, W, out=out)
             out += block.pull(new)
@@ -113,10 +115,15 @@ def prior_belief(mean: Tensor, variance: float, rank: int, spherical: bool = Fal
     return LowRankBelief(mean, torch.full_like(mean, 1 / variance), mean.new_zeros(0, mean.shape[0]), rank, spherical)
 
 
+def _columns(rows: int) -> int:
+    """Of a block of so many rows that stays in the processor's cache."""
+    return BLOCK * 10 // max(rows, 10)
+
+
 def _grams(W: Tensor, J: JacobianRows, entries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """``W U W^T``, ``W U J^T`` and ``J U J^T`` with ``U = diag(u)^{-1}``, in double precision; ``u = 1`` without ``entries``."""
     totals: list[Tensor] = []
-    for block in J.blocks:
+    for block in J.blocks(_columns(W.shape[0])):
         part = W[:, block.part]
         inverse = None if entries is None else entries[block.part].reciprocal()
         scaled = part if inverse is None else part * inverse

@@ -8,9 +8,8 @@ under weights, sums of squares) then never needs its ``k P`` numbers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ Mix = Callable[[Tensor], Tensor]
 """Other rows from these: linear along the leading axis of size ``k``."""
 
 BLOCK = 8192
-"""Columns of a block."""
+"""Columns of a block: of ten rows in single precision a third of a usual second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,12 @@ class JacobianRows(ABC):
 
     @property
     @abstractmethod
-    def blocks(self) -> tuple[RowsBlock, ...]:
-        """Of all ``P`` columns, in order."""
+    def num_rows(self) -> int:
+        """``k``."""
+
+    @abstractmethod
+    def blocks(self, columns: int = BLOCK) -> Iterator[RowsBlock]:
+        """Of all ``P`` columns, in order, about so many at a time."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -114,26 +117,30 @@ class JacobianRows(ABC):
 
     def times(self, v: Tensor) -> Tensor:
         """``J v`` for ``v: P``, ``k``."""
-        return torch.stack([block.against(v[None, block.part])[0] for block in self.blocks]).sum(0)
+        return torch.stack([block.against(v[None, block.part])[0] for block in self.blocks()]).sum(0)
 
     def pull(self, a: Tensor) -> Tensor:
         """``J^T a`` for ``a: k``, ``P``."""
-        return torch.cat([block.pull(a.unsqueeze(0))[0] for block in self.blocks])
+        return torch.cat([block.pull(a.unsqueeze(0))[0] for block in self.blocks()])
 
 
 @dataclass(frozen=True)
 class DenseRows(JacobianRows):
     """Attributes:
-    matrix: ``k x P``; its blocks are views.
+    matrix: ``k x P``; blocks are views of it.
     """
 
     matrix: Tensor
 
-    @cached_property
-    def blocks(self) -> tuple[RowsBlock, ...]:
+    @property
+    def num_rows(self) -> int:
+        return self.matrix.shape[0]
+
+    def blocks(self, columns: int = BLOCK) -> Iterator[RowsBlock]:
         size = self.matrix.shape[1]
-        parts = [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
-        return tuple(DenseBlock(part, self.matrix[:, part]) for part in parts)
+        for start in range(0, size, columns):
+            part = slice(start, min(start + columns, size))
+            yield DenseBlock(part, self.matrix[:, part])
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -150,19 +157,21 @@ class OuterRows(JacobianRows):
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
-    @cached_property
-    def blocks(self) -> tuple[RowsBlock, ...]:
-        blocks, start = [], 0
+    @property
+    def num_rows(self) -> int:
+        return self.layers[0][1].shape[0]
+
+    def blocks(self, columns: int = BLOCK) -> Iterator[RowsBlock]:
+        start = 0
         for inputs, signals in self.layers:
-            for piece in inputs.split(max(1, BLOCK // signals.shape[1])):
+            for piece in inputs.split(max(1, columns // signals.shape[1])):
                 stop = start + piece.shape[0] * signals.shape[1]
-                blocks.append(OuterBlock(slice(start, stop), piece, signals))
+                yield OuterBlock(slice(start, stop), piece, signals)
                 start = stop
-        return tuple(blocks)
 
     def dense(self) -> Tensor:
-        eye = torch.eye(self.layers[0][1].shape[0]).to(self.layers[0][1])
-        return torch.cat([block.pull(eye) for block in self.blocks], 1)
+        eye = torch.eye(self.num_rows).to(self.layers[0][1])
+        return torch.cat([block.pull(eye) for block in self.blocks()], 1)
 
     def mixed(self, mix: Mix) -> OuterRows:
         return replace(self, layers=tuple((inputs, mix(signals)) for inputs, signals in self.layers))

@@ -12,7 +12,7 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference import lofi
 from seqbdl.inference.recursion import FilterSettings, Linearize, absorb
 from seqbdl.likelihoods import get_likelihood
-from seqbdl.networks import MLP, DenseRows, JacobianRows, jacobian_rows, mlp
+from seqbdl.networks import MLP, DenseRows, JacobianRows, mlp
 
 GAUSSIAN = get_likelihood("gaussian")
 
@@ -115,7 +115,7 @@ def test_blocks_of_weights_change_nothing(dtype: torch.dtype, linear: SimpleName
         return belief
 
     whole = run(torch.float64)
-    monkeypatch.setattr(jacobian_rows, "BLOCK", 7)
+    monkeypatch.setattr(lofi, "_columns", lambda rows: 7)
     parts = run(dtype)
     assert parts.mean.dtype == parts.entries.dtype == parts.factor.dtype == dtype
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4  # rounding of 6e-8, amplified by precisions of a hundred

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from seqbdl.networks import MLP, DenseRows, JacobianRows, MultiHeadMLP, Network, RelativeNetwork, TangentNetwork
-from seqbdl.networks import jacobian_rows as module
 from seqbdl.networks import mlp as mlp_module
 from seqbdl.networks.jacobian_rows import OuterRows
 
@@ -16,31 +15,31 @@ def normals(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def check(rows: JacobianRows, J: Tensor) -> None:
+def check(rows: JacobianRows, J: Tensor, block: int = 8) -> None:
     k, P = J.shape
+    assert rows.num_rows == k
     torch.testing.assert_close(rows.dense(), J)
     v, a, V, w = normals(P), normals(k, seed=1), normals(3, P, seed=2), normals(P, seed=3).exp()
     torch.testing.assert_close(rows.times(v), J @ v)
     torch.testing.assert_close(rows.pull(a), a @ J)
-    parts = [block.part for block in rows.blocks]
+    parts = [part.part for part in rows.blocks(block)]
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert parts[-1].stop == P
-    torch.testing.assert_close(sum(b.against(V[:, b.part]) for b in rows.blocks), V @ J.T)
-    torch.testing.assert_close(sum(b.gram() for b in rows.blocks), J @ J.T)
-    torch.testing.assert_close(sum(b.gram(w[b.part]) for b in rows.blocks), (J * w) @ J.T)
-    torch.testing.assert_close(torch.cat([b.squares() for b in rows.blocks]), J.square().sum(0))
-    torch.testing.assert_close(torch.cat([b.pull(a.expand(2, -1)) for b in rows.blocks], 1), (a @ J).expand(2, -1))
+    torch.testing.assert_close(sum(b.against(V[:, b.part]) for b in rows.blocks(block)), V @ J.T)
+    torch.testing.assert_close(sum(b.gram() for b in rows.blocks(block)), J @ J.T)
+    torch.testing.assert_close(sum(b.gram(w[b.part]) for b in rows.blocks(block)), (J * w) @ J.T)
+    torch.testing.assert_close(torch.cat([b.squares() for b in rows.blocks(block)]), J.square().sum(0))
+    torch.testing.assert_close(torch.cat([b.pull(a.expand(2, -1)) for b in rows.blocks(block)], 1), (a @ J).expand(2, -1))
     M = normals(k, k, seed=4)
     torch.testing.assert_close(rows.mixed(lambda A: M @ A).dense(), M @ J)
 
 
 @pytest.mark.parametrize("block", [4, 7, 8192])
-def test_blocks_are_the_matrix(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
-    check(DenseRows(normals(4, 30)), normals(4, 30))
+def test_blocks_are_the_matrix(block: int) -> None:
+    check(DenseRows(normals(4, 30)), normals(4, 30), block)
     layers = ((normals(5), normals(3, 2, seed=1)), (normals(1), normals(3, 9, seed=2)))
     whole = [torch.einsum("i,kj->kij", a, D).flatten(1) for a, D in layers]
-    check(OuterRows(layers), torch.cat(whole, 1))
+    check(OuterRows(layers), torch.cat(whole, 1), block)
 
 
 def network(kind: str) -> Network:
