@@ -58,6 +58,17 @@ def test_baal() -> None:
     assert pool_scores.predictive_entropy(log_probs).tolist() == pytest.approx(entropy, abs=1e-13)
 
 
+def test_scikit_activeml() -> None:
+    """Its joint entropies are exact while there are more samples than label vectors; its default is too few of them."""
+    bald = pytest.importorskip("skactiveml.pool._bald")
+    given = points_first()
+    clipped = given.exp().transpose(0, 1).numpy().copy()  # it clips its argument
+    utilities = bald.batch_bald(clipped, 5, n_MC_samples=100_000, random_state=0)
+    batch = batchbald(given.transpose(0, 1), 5, gen(), num_configurations=100_000)
+    assert batch.indices.tolist() == np.nanargmax(utilities, axis=1).tolist()
+    assert batch.scores.tolist() == pytest.approx(np.nanmax(utilities, axis=1).tolist(), abs=1e-7)
+
+
 @pytest.fixture
 def select(monkeypatch: pytest.MonkeyPatch) -> Any:
     """bmdal-reg's function; it was written for numpy 1."""
