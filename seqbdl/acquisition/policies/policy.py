@@ -114,9 +114,9 @@ class DesignPolicy(torch.nn.Module):
             self.critic = HistoryCritic(encoder, *theta_moments, hidden, code, generator)
         self.trace: list[float] = []
 
-    def from_code(self, code: Tensor) -> Tensor:
-        """The next designs ``... x d`` after histories whose codes ``... x code`` are summed."""
-        return self.box.from_unit(self.emitter(code).sigmoid())
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """Designs ``... x d`` of the emitter's answers."""
+        return self.box.from_unit(logits.sigmoid())
 
     def forward(self, designs: Tensor, outcomes: Tensor) -> Tensor:
         """The next designs ``... x d``.
@@ -137,7 +137,7 @@ class DesignPolicy(torch.nn.Module):
             )
         if not bool(designs.isfinite().all() and outcomes.isfinite().all()):
             raise InvalidDataError("designs or outcomes of the history are NaN or infinite; leave such experiments out")
-        return self.from_code(self.encoder(designs, outcomes).sum(-2))
+        return self.from_logits(self.emitter(self.encoder(designs, outcomes).sum(-2)))
 
     def to_tree(self) -> dict[str, Any]:
         """Everything, for :func:`seqbdl.serialization.save_tree`."""

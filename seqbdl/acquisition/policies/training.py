@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ _PILOT = 2048
 """Prior draws whose moments scale outcomes and parameters."""
 _SPREAD = 0.3
 """Root mean square of the logits of an untrained policy's designs: they lie in the middle tenth or two of the box."""
+_WARM_UP = 0.1
+"""Share of the updates over which the learning rate rises."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class PolicySettings:
         batch_size: Histories in each.
         num_contrastive: Contrastive draws ``L`` of ``"spce"``, shared by the histories of a batch; it cannot see more than
             ``log(L + 1)`` nats. For critics the other histories' parameters are the contrast: ``log(batch_size)``.
-        learning_rate: Of the first update; it falls to zero along a cosine. Much larger rates can scatter designs over the box
-            within a few updates, where outcomes tell little and nothing leads back: look at ``trace``.
+        learning_rate: The largest; it rises over the first tenth of the updates, and falls to zero along a cosine. Much larger
+            rates can scatter designs over the box, where outcomes tell little and nothing leads back: look at ``trace``.
+        gradient_limit: Of one history's gradient in one design, in nats for a unit of the design's logit; longer ones are
+            shortened. Near a singularity of the model, single histories outweigh all others without it.
         hidden: Width of all hidden layers.
         code: Entries of the code of a history.
     """
@@ -50,6 +55,7 @@ class PolicySettings:
     batch_size: int = 128
     num_contrastive: int = 255
     learning_rate: float = 1e-3
+    gradient_limit: float = 1.0
     hidden: int = 128
     code: int = 16
 
@@ -63,6 +69,8 @@ class PolicySettings:
                 raise InvalidOptionError(f"{name}={value!r}; it is a number of at least {low}")
         if not 0 < self.learning_rate < math.inf:
             raise InvalidOptionError(f"learning_rate={self.learning_rate}; it is a positive number")
+        if not self.gradient_limit > 0:
+            raise InvalidOptionError(f"gradient_limit={self.gradient_limit}; it is positive, and infinite for none")
 
 
 def train_policy(
@@ -103,7 +111,7 @@ def train_policy(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     policy = _start(model, box, horizon, settings, objective, generator)
     adam = torch.optim.Adam(policy.parameters(), settings.learning_rate, betas=(0.8, 0.998))
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.updates)
+    rates = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: _rate(i / settings.updates, 1 / settings.updates))
     bar = trange(settings.updates, disable=not progress, unit="update")
     for i in bar:
         adam.zero_grad()
@@ -118,9 +126,9 @@ def train_policy(
                     f"the gradient of {name} is not finite; lower learning_rate, or mend the gradients of the model's simulate "
                     "and log_prob in the design"
                 )
-        torch.nn.utils.clip_grad_value_(policy.parameters(), 1.0)  # single histories near a singularity
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         adam.step()
-        decay.step()
+        rates.step()
         policy.trace.append(float(value))
         bar.set_postfix_str(f"{objective} {float(value):.2f} nats", refresh=False)
     return policy.requires_grad_(False)
@@ -133,6 +141,7 @@ def rollout(
     horizon: int | None = None,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
+    gradient_limit: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Histories of a policy, designs ``R x T x d`` and outcomes ``R x T x m``.
 
@@ -143,17 +152,27 @@ def rollout(
         horizon: ``T``; that of the policy by default.
         generator: Of the noise.
         differentiable: Whether gradients go through the outcomes.
+        gradient_limit: Of the gradient of ``R`` times the objective in the logits of one design of one history.
     """
     total = torch.zeros(theta.shape[0], policy.code, dtype=torch.float64)
     designs, outcomes = [], []
     for _ in range(policy.horizon if horizon is None else horizon):
-        design = policy.from_code(total)
+        logits = policy.emitter(total)
+        if logits.requires_grad and gradient_limit < math.inf:
+            logits.register_hook(partial(_shortened, limit=gradient_limit / theta.shape[0]))
+        design = policy.from_logits(logits)
         y = simulate_outcomes(model, theta, design, generator).double()
         y = y if differentiable else y.detach()
         total = total + policy.encoder(design, y)
         designs.append(design)
         outcomes.append(y)
     return torch.stack(designs, dim=-2), torch.stack(outcomes, dim=-2)
+
+
+def _shortened(rows: Tensor, limit: float) -> Tensor:
+    """Rows with their direction, and the limit as their largest length; not finite ones stay, to be found."""
+    length = rows.norm(dim=-1, keepdim=True)
+    return torch.where(length > limit, rows * (limit / length), rows)
 
 
 def policy_bounds(
@@ -192,6 +211,11 @@ def policy_bounds(
         sets = [part[: num_runs // 8] for part in torch.arange(num_runs).tensor_split(8)]
         scores = torch.stack([policy.critic(designs[i], outcomes[i], goals[i]) for i in sets])
         return BOUNDS[policy.objective](scores)
+
+
+def _rate(done: float, step: float) -> float:
+    """The learning rate of an update, as a share of the largest."""
+    return min(1.0, (done + step) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _settings(settings: PolicySettings | None, options: dict[str, Any]) -> PolicySettings:
@@ -258,7 +282,9 @@ def _contrastive_step(
     source: ThetaSource = model
     theta = source.sample(settings.batch_size, generator)
     pathwise = bool(getattr(model, "reparametrized", False))
-    designs, outcomes = rollout(policy, model, theta, generator=generator, differentiable=pathwise)
+    designs, outcomes = rollout(
+        policy, model, theta, generator=generator, differentiable=pathwise, gradient_limit=settings.gradient_limit
+    )
     contrast = source.sample(settings.num_contrastive, generator)
     own = history_log_likelihood(model, designs, outcomes, theta)
     other = history_log_likelihood(model, designs.unsqueeze(1), outcomes.unsqueeze(1), contrast)
@@ -285,7 +311,8 @@ def _critic_step(
     if done < 0.75:
         histories.append(_random_histories(model, policy, theta, generator))
     if done >= 0.25:
-        histories.append(rollout(policy, model, theta, generator=generator, differentiable=True))
+        limit = settings.gradient_limit
+        histories.append(rollout(policy, model, theta, generator=generator, differentiable=True, gradient_limit=limit))
     assert policy.critic is not None
     goals = goal_of(model, theta)
     bounds = [BOUNDS[policy.objective](policy.critic(*history, goals).unsqueeze(0)).lower for history in histories]

@@ -117,7 +117,7 @@ def test_a_goal_turns_designs_towards_it() -> None:
 
 def test_the_score_has_the_gradient_of_the_path() -> None:
     """The same bound, with gradients through the outcomes and without: their means agree within Monte Carlo error."""
-    settings = PolicySettings(batch_size=128, num_contrastive=15, hidden=8, code=4)
+    settings = PolicySettings(batch_size=128, num_contrastive=15, hidden=8, code=4, gradient_limit=math.inf)
     policy = train_policy(Compass(), HALF_TURN, 2, settings, updates=1, generator=rng(3), progress=False).requires_grad_()
     means, errors = [], []
     for model in (Compass(), Compass(reparametrized=False)):
@@ -128,6 +128,18 @@ def test_the_score_has_the_gradient_of_the_path() -> None:
         errors.append(slopes.std(0) / math.sqrt(len(slopes)))
     assert bool((means[0].abs() > 6 * errors[0]).any())
     assert bool(((means[0] - means[1]).abs() < 4 * torch.hypot(*errors)).all())
+
+
+@pytest.mark.parametrize(("slope", "length"), [(1e-3, None), (1e6, 0.5)])
+def test_steep_histories_are_shortened_and_others_left_alone(slope: float, length: float | None) -> None:
+    line = LinearGaussian()
+    policy = train_policy(line, SQUARE, 1, updates=1, generator=rng(3), **QUICK).requires_grad_()
+    slopes = []
+    for limit in (math.inf, 0.5):
+        designs, _ = rollout(policy, line, line.sample(1, rng(4)), generator=rng(5), gradient_limit=limit)
+        slopes.append(torch.autograd.grad(slope * designs.sum(), policy.emitter.biases[-1])[0].squeeze())
+    assert torch.allclose(slopes[0] / slopes[0].norm(), slopes[1] / slopes[1].norm())
+    assert float(slopes[1].norm()) == pytest.approx(float(slopes[0].norm()) if length is None else length)
 
 
 class Recall:
@@ -232,6 +244,8 @@ def test_what_cannot_be_is_refused() -> None:
         PolicySettings(batch_size=1)
     with pytest.raises(InvalidOptionError, match="learning_rate"):
         PolicySettings(learning_rate=0.0)
+    with pytest.raises(InvalidOptionError, match="gradient_limit"):
+        PolicySettings(gradient_limit=0.0)
     with pytest.raises(InvalidOptionError, match="horizon"):
         train_policy(line, SQUARE, 0)
     with pytest.raises(InvalidOptionError, match="needs a model with log_prob"):
