@@ -24,7 +24,7 @@ def curve(method: str, seed: int, column: str, values: list[float], **more: floa
 def test_labels_to_a_level(bench: ModuleType) -> None:
     rows = []
     for seed, values in enumerate([[0.5, 0.91, 0.89, 0.96], [0.92, 0.93, 0.93, 0.93], [0.5, 0.6, 0.9, 0.94]]):
-        rows += curve("BALD", seed, "accuracy", values)
+        rows += curve("BALD", seed, "accuracy", values, different=8.0)
     task = bench.Task("env", 20, 10, 3, {"s": {}}, {"BALD": {}})
     line = bench.accuracy_table(pd.DataFrame(rows), task)[-1]
     assert line.startswith("| BALD | s | 3 | 30 (20, 40) | > (50, >) |")
