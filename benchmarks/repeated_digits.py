@@ -7,9 +7,13 @@ dropout 0.5, Adam (1e-3) on batches of 64, no weight prior, from scratch in ever
 of the paper, so that no labels are spent on validation. The acquisition sees the network through ``log_probs`` alone: 100 masks,
 the same for the whole pool. ``benchmarks/active_learning.py`` asks the same of this library's own surrogates.
 
+``--information`` asks why models differ in what they can choose by: how much their functions disagree after 60 labels drawn at
+random, about single images and about a batch of ten together.
+
 The CSV is written after every run, and a run that it holds is not repeated.
 
     python benchmarks/repeated_digits.py                     # writes benchmarks/results/repeated_digits.{csv,md}
+    python benchmarks/repeated_digits.py --information       # writes benchmarks/results/repeated_digits_information.md
     python benchmarks/repeated_digits.py --quick             # seconds, one round, writes nothing
 """
 
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,12 +34,22 @@ import torch
 from torch import Tensor
 
 import seqbdl.envs  # noqa: F401  (registers the environments)
-from seqbdl.acquisition import select_batch
+from seqbdl.acquisition import pool_scores, select_batch
+from seqbdl.acquisition.batches import batchbald
+from seqbdl.loops import ActiveLearningLoop
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, dict[str, Any]] = {"Random": {}, "BALD": {}, "BatchBALD": {"num_configurations": 10_000}, "BADGE": {}}
 START, BATCH, ROUNDS, DRAWS, COPIES = 20, 10, 16, 100, 3
 LEVELS = (0.90, 0.95)
+NARROW = {"inputs": 0.25, "weights": 4.0, "biases": 0.1}
+FLAT = {"inputs": 10.0, "weights": 300.0, "biases": 1.0}
+SURROGATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "`mc-dropout`, rate 0.2, narrow prior": ("mc-dropout", {"network": (64, 64), "rate": 0.2, "scales": NARROW}),
+    "`mc-dropout`, rate 0.5, flat prior": ("mc-dropout", {"network": (64, 64), "rate": 0.5, "scales": FLAT}),
+    "`ensemble` of 10": ("ensemble", {"network": (32,), "num_members": 10, "scales": NARROW}),
+    "`ensemble` of 40": ("ensemble", {"network": (32,), "num_members": 40, "scales": NARROW}),
+}
 
 
 class DropoutNetwork(torch.nn.Module):
@@ -86,29 +101,56 @@ class DropoutNetwork(torch.nn.Module):
         return self(x.float(), [mask[:n] for mask in self.masks]).double().log_softmax(-1)
 
 
-def run(method: str, seed: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Digits:
+    """The pool in three copies and the test set, images as standardized rows."""
+
+    pool: Tensor
+    labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    @staticmethod
+    def load() -> Digits:
+        about: Any = gymnasium.make("seqbdl/LabelRepeatedDigits-v0").unwrapped
+        labels = torch.tensor([int(about.step(i)[1]) for i in range(len(about.pool))])
+        pool, test = (torch.as_tensor(part).flatten(1).float() for part in (about.pool, about.test_inputs))
+        mean, sd = pool.mean(), pool.std()
+        return Digits((pool - mean) / sd, labels, (test - mean) / sd, torch.as_tensor(about.test_labels))
+
+    def start(self, seed: int) -> tuple[list[int], list[int]]:
+        """The first labels, equally many of each class, and all others in random order."""
+        order = np.random.default_rng(seed).permutation(len(self.labels))
+        first = [int(i) for c in range(10) for i in order[self.labels.numpy()[order] == c][: START // 10]]
+        return first, [int(i) for i in order if i not in first]
+
+    def different(self, indices: list[int]) -> int:
+        """Images among them, copies counted once."""
+        return len({i % (len(self.labels) // COPIES) for i in indices})
+
+    def accuracy(self, log_probs: Tensor) -> float:
+        """Of the mean of probabilities ``n x N x 10`` at the test set."""
+        return float((log_probs.exp().mean(0).argmax(-1) == self.test_labels).double().mean())
+
+
+def run(digits: Digits, method: str, seed: int, rounds: int, steps: int) -> list[dict[str, Any]]:
     """One learning curve, a row for each round."""
-    about: Any = gymnasium.make("seqbdl/LabelRepeatedDigits-v0").unwrapped
-    labels = torch.tensor([int(about.step(i)[1]) for i in range(len(about.pool))])
-    pool = torch.as_tensor(about.pool).reshape(len(labels), -1).float()
-    mean, sd = pool.mean(), pool.std()
-    pool = (pool - mean) / sd
-    test = (torch.as_tensor(about.test_inputs).reshape(len(about.test_labels), -1).float() - mean) / sd
-    order = np.random.default_rng(seed).permutation(len(labels))
-    asked = [int(i) for c in range(10) for i in order[labels.numpy()[order] == c][: START // 10]]
+    asked, _ = digits.start(seed)
     rows, chosen, start = [], asked, time.process_time()
     for number in range(rounds + 1):
-        network = DropoutNetwork(1000 * seed + number).train_on(pool[asked], labels[asked], steps)
-        right = network.log_probs(test, DRAWS).exp().mean(0).argmax(-1) == torch.as_tensor(about.test_labels)
-        different = len({i % (len(labels) // COPIES) for i in chosen})
-        values = {"labels": len(asked), "accuracy": float(right.double().mean()), "different": different}
+        network = DropoutNetwork(1000 * seed + number).train_on(digits.pool[asked], digits.labels[asked], steps)
+        values = {
+            "labels": len(asked),
+            "accuracy": digits.accuracy(network.log_probs(digits.test, DRAWS)),
+            "different": digits.different(chosen),
+        }
         rows.append({"method": method, "seed": seed, **values, "cpu_seconds": time.process_time() - start})
         if number == rounds:
             break
         batch = select_batch(
             method,
             network,
-            pool,
+            digits.pool,
             BATCH,
             exclude=asked,
             num_draws=DRAWS,
@@ -118,6 +160,48 @@ def run(method: str, seed: int, rounds: int, steps: int) -> list[dict[str, Any]]
         chosen = batch.indices.tolist()
         asked = asked + chosen
     return rows
+
+
+def information(digits: Digits, seeds: int, extra: int, steps: int) -> str:
+    """What functions disagree about after the start and ``extra`` random labels, means over seeds, as Markdown."""
+    lines = [
+        "# How much functions disagree on repeated digits",
+        "",
+        f"Command: `python benchmarks/repeated_digits.py --information`. After {START + extra} random labels, means of {seeds} "
+        f"seeds, {DRAWS} draws. Information in nats: about the best single image (BALD), about the ten that BatchBALD picks "
+        "together, and what its sixth to tenth pick add; different: images among the ten of highest BALD, copies counted once.",
+        "",
+        "| method | accuracy | best image | ten images together | picks six to ten | different |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in ("plain network, dropout 0.5", *SURROGATES):
+        rows = []
+        for seed in range(seeds):
+            first, rest = digits.start(seed)
+            asked = first + rest[:extra]
+            if name in SURROGATES:
+                kind, options = SURROGATES[name]
+                members = {"num_members": DRAWS} if kind == "mc-dropout" else {}
+                loop = ActiveLearningLoop(
+                    digits.pool.double(), kind, "Random", classes=10, seed=seed, surrogate_options={**options, **members}
+                )
+                loop.tell(asked, digits.labels[asked])
+                model: Any = loop.fitted()
+            else:
+                model = DropoutNetwork(seed).train_on(digits.pool[asked], digits.labels[asked], steps)
+            # the same generator twice: the same functions
+            pool, test = (
+                model.log_probs(x.double(), DRAWS, torch.Generator().manual_seed(seed)) for x in (digits.pool, digits.test)
+            )
+            scores = pool_scores.bald(pool)
+            scores[asked] = -torch.inf
+            batch = batchbald(pool, BATCH, torch.Generator().manual_seed(seed), num_configurations=10_000, exclude=asked)
+            alike = digits.different(scores.topk(BATCH).indices.tolist())
+            late = float(batch.increments[BATCH // 2 :].sum())
+            rows.append([digits.accuracy(test), float(scores.max()), float(batch.scores[-1]), late, alike])
+        accuracy, best, joint, late, alike = np.mean(rows, axis=0)
+        lines.append(f"| {name} | {accuracy:.3f} | {best:.2f} | {joint:.2f} | {late:.2f} | {alike:.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 def report(frame: pd.DataFrame) -> str:
@@ -156,9 +240,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS / "repeated_digits.csv", help="the .md stands beside it")
+    parser.add_argument("--information", action="store_true", help="how much functions disagree, instead")
     parser.add_argument("--quick", action="store_true", help="one round of little training, writes nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    digits = Digits.load()
+    if options.information:
+        text = information(digits, 1, 0, 20) if options.quick else information(digits, 2, 40, 1500)
+        print(text)
+        if not options.quick:
+            options.out.with_name("repeated_digits_information.md").write_text(text)
+        return
     rows: list[dict[str, Any]] = []
     if options.out.exists() and not options.quick:
         rows = pd.read_csv(options.out).to_dict("records")
@@ -167,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed, method in product(range(seeds), options.methods):
         if (method, seed) in done:
             continue
-        rows += run(method, seed, rounds, steps)
+        rows += run(digits, method, seed, rounds, steps)
         print({key: rows[-1][key] for key in ("method", "seed", "labels", "accuracy", "cpu_seconds")}, flush=True)
         if not options.quick:
             options.out.parent.mkdir(parents=True, exist_ok=True)
