@@ -95,8 +95,7 @@ class LocationFinding:
 
     `theta_k ~ N(0, I)`, the log of the intensity `0.1 + sum_k 1 / (1e-4 + |theta_k - x|^2)` is measured with standard deviation
     0.5. A. Foster, D. Ivanova, I. Malik and T. Rainforth, "Deep adaptive design", ICML 2021. Sources are exchangeable, so
-    that the
-    posterior has `sources!` copies of every mode.
+    that the posterior has `sources!` copies of every mode.
 
     Args:
         sources: how many.
