@@ -113,7 +113,7 @@ LOCATION = Problem(
     {"num_particles": 4096, "propose": near_sources},
     {"random, standard normal": lambda generator: normal_places(generator, 10)},
     8.0,
-    {"updates": 3000, "batch_size": 128, "num_contrastive": 1023},
+    {"updates": 4000, "batch_size": 64, "num_contrastive": 1023},
 )
 PROBLEMS = {
     "death": Problem(
