@@ -86,6 +86,20 @@ def no_rows(factor: Tensor, groups: int) -> InducingSums:
     return InducingSums(factor, factor.new_zeros(groups, P, P), zeros, factor.new_zeros(groups))
 
 
+def with_inputs(sums: InducingSums, A: Tensor, corner: Tensor) -> InducingSums:
+    """The same posterior on more inducing inputs: in whitened coordinates old sums stay as they are, beside zeros.
+
+    Args:
+        sums: On ``P`` inducing inputs.
+        A: ``g' x P x k``, :func:`project` of the kernel with the new ones.
+        corner: ``g' x k x k``, the factor of what the old ones leave of their covariance.
+    """
+    k, pad = A.shape[-1], torch.nn.functional.pad
+    top = torch.cat([sums.factor, torch.zeros_like(A)], -1)
+    factor = torch.cat([top, torch.cat([A.transpose(-1, -2), corner], -1)], -2)
+    return InducingSums(factor, pad(sums.phi, (0, k, 0, k)), pad(sums.b, (0, k)), sums.constant)
+
+
 def project(factor: Tensor, cross: Tensor) -> Tensor:
     """``A = L^{-1} K_zx``, ``g' x P x n``."""
     return torch.linalg.solve_triangular(factor, cross, upper=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.settings import min_variance
 from linear_operator import to_linear_operator
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
@@ -18,6 +19,7 @@ from seqbdl.errors import NotPositiveDefiniteError
 JITTER = 1e-10
 KERNEL_JITTER = 1e-6  # of kernel matrices that are nearly singular by nature
 _NUGGET = 1e-9  # a standard deviation of 3e-5 of the prior's
+_TINY = 1e-30  # of a variance that is zero: positive in either precision
 _QUIET_JITTER = 1e-6  # jitter beyond this share of the diagonal is worth a warning
 
 
@@ -174,7 +176,7 @@ class JointGaussian:
         """The GPyTorch distribution over ``q`` (``m = 1``) or ``q x m`` values."""
         jitter = JITTER if dtype == torch.float64 else 1e-6
         diagonal = self.covariance.diagonal(dim1=-2, dim2=-1)
-        lift = (jitter * diagonal.mean(-1, keepdim=True)).clamp_min(1e-20).expand_as(diagonal)
+        lift = (jitter * diagonal.mean(-1, keepdim=True)).clamp_min(_TINY).expand_as(diagonal)
         covariance = (self.covariance + torch.diag_embed(lift)).to(dtype)
         mean = self.mean.to(dtype)
         batch = torch.broadcast_shapes(mean.shape[:-2], covariance.shape[:-3])
@@ -182,11 +184,31 @@ class JointGaussian:
         # Wrapped, so that it is factorized when sampled, with growing jitter: a plain tensor is factorized at once, and
         # points beside observed ones, whose covariance is all rounding, would raise.
         if self.num_outputs == 1:
-            return MultivariateNormal(mean.squeeze(-1), to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
+            return _Normal(mean.squeeze(-1), to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
         if self.coupled:
-            return MultitaskMultivariateNormal(mean, to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
+            return _MultitaskNormal(mean, to_linear_operator(covariance.squeeze(-3).expand(*batch, -1, -1)))
         covariance = to_linear_operator(covariance.expand(*batch, -1, -1, -1))
-        return MultitaskMultivariateNormal.from_batch_mvn(MultivariateNormal(mean.transpose(-1, -2), covariance), task_dim=-1)
+        return _MultitaskNormal.from_batch_mvn(_Normal(mean.transpose(-1, -2), covariance), task_dim=-1)
+
+
+class _Normal(MultivariateNormal):  # type: ignore[misc]  # GPyTorch has no types
+    """Variances as they are: GPyTorch raises those below 1e-10 (single precision: 1e-6), which depends on the units."""
+
+    @property
+    def variance(self) -> Tensor:
+        with min_variance(0.0, 0.0, 0.0):
+            variance: Tensor = super().variance
+        return variance
+
+
+class _MultitaskNormal(MultitaskMultivariateNormal):  # type: ignore[misc]
+    """The same of several outputs."""
+
+    @property
+    def variance(self) -> Tensor:
+        with min_variance(0.0, 0.0, 0.0):
+            variance: Tensor = super().variance
+        return variance
 
 
 def remaining(prior: Tensor, explained: Tensor) -> Tensor:

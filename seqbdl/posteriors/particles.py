@@ -101,7 +101,7 @@ class ParticlePosterior(Posterior):
             covariance = covariance + torch.diag_embed(noise)
         # S particles span at most S - 1 directions; the lift keeps the rest of the matrix invertible.
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-        lift = 1e-6 * diagonal.mean(-1, keepdim=True) + 1e-12
+        lift = 1e-6 * diagonal.mean(-1, keepdim=True)
         return JointGaussian(self.mean, (covariance + torch.diag_embed(lift.expand_as(diagonal))).unsqueeze(-3))
 
     @property

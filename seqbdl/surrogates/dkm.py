@@ -160,9 +160,6 @@ class DKMSurrogate(InducingSurrogate):
         kernel = GramKernel(scales, Z.new_zeros(0, P, P), Z, self.activation, layout)
         return kernel if self.image_shape is None or self.depth == 1 else with_mixers(kernel)
 
-    def _is_exact(self, num_rows: int) -> bool:
-        return self._lik.name == "gaussian" and num_rows <= self.max_rows
-
     def _inducing_inputs(self) -> Tensor:
         return self._hyper["basis"]
 

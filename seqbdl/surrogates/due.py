@@ -36,8 +36,8 @@ class DUESurrogate(InducingSurrogate):
     Features are inputs over lengthscales, through residual blocks with spectral normalization that begin as the identity: at
     the start the surrogate is a sparse Gaussian process. Everything follows the evidence lower bound by Adam, with a normal
     prior on the weights, until held-out rows are predicted no better; where features help by less than 0.01 nats per row,
-    the plain process stays. The posterior on the inducing inputs is then found from all rows, exactly for Gaussian noise.
-    Memory does not grow with the rows.
+    the plain process stays. The posterior under this kernel is then found from all rows: exact, and exactly updated, for up to
+    ``max_rows`` rows with Gaussian noise, else on the inducing inputs. Memory does not grow with the rows.
 
     Args:
         network: Units inside each residual block; or a module (or a factory) that maps ``N x d`` inputs in [-1, 1] to ``N x F``
@@ -48,12 +48,12 @@ class DUESurrogate(InducingSurrogate):
         steps: Adam steps at most.
         learning_rate: Of Adam.
         batch_size: Rows per step.
-        max_rows: Inducing inputs at most, after updates.
+        max_rows: Rows at most of the exact posterior, and inducing inputs at most after updates.
         num_frequencies: Fourier features of a function draw, every draw its own.
     """
 
     name = "due"
-    carries = "the variational posterior on the inducing inputs, which new rows enter as sums; the basis grows to max_rows"
+    carries = "the Gaussian process under the learned kernel: exactly up to max_rows rows, then sums over inducing inputs"
     update_tolerance = 0.01
 
     def __init__(
@@ -121,9 +121,6 @@ class DUESurrogate(InducingSurrogate):
         self._extractor: tuple[Network, ...] = (extractor,)
         zero = torch.zeros((), dtype=torch.float64)
         return {"weights": standard_normal(extractor.num_params, generator=generator, like=zero), "gate": zero}
-
-    def _is_exact(self, num_rows: int) -> bool:
-        return False
 
     def _inducing_inputs(self) -> Tensor:
         return self._hyper["Z"]

@@ -14,8 +14,8 @@ from seqbdl.inference.deep_wishart import DeepWishart, Parameters, WishartSettin
 from seqbdl.inference.inducing import spread_rows
 from seqbdl.inference.infinite_width import kernel
 from seqbdl.inference.wishart_functions import Features, FrozenLayers, freeze, random_features
-from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows
-from seqbdl.posteriors.joint_gaussian import KERNEL_JITTER, jittered_cholesky, safe_cholesky
+from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows, project, with_inputs
+from seqbdl.posteriors.joint_gaussian import KERNEL_JITTER, safe_cholesky
 from seqbdl.surrogates.network_prior import standard_normal
 from seqbdl.surrogates.particle import ParticleSurrogate
 
@@ -42,7 +42,8 @@ class DWPSurrogate(ParticleSurrogate):
         learning_rate: Of Adam.
         batch_size: Rows per step.
         draw_width: Random features per layer of a function.
-        memory: Rows on which the top stands at most: the first so many are its basis.
+        memory: Rows on which the top stands at most: the first so many are its basis, and till then every component is
+            the exact process given all rows, in whatever calls they came.
         log_evidence: The evidence lower bound, an estimate by 32 samples; ``None`` after ``update``.
     """
 
@@ -89,20 +90,20 @@ class DWPSurrogate(ParticleSurrogate):
         with torch.no_grad():
             model = DeepWishart(self.nus, activation, Z)
             start = start_parameters(model, scales, noise, Z.new_zeros(_FIRST, self.output_dim), 1e-9, generator)
-            self._freeze(model, start, Z, generator)
+            self._freeze(model, start, generator)
             self._z = self._coefficients()
 
     # ------------------------------------------------------------------ the components and their functions
 
-    def _freeze(self, model: DeepWishart, parameters: Parameters, basis: Tensor, generator: torch.Generator) -> None:
-        """Hidden layers, the random features of the particles' tops, and the tops' prior on a basis."""
+    def _freeze(self, model: DeepWishart, parameters: Parameters, generator: torch.Generator) -> None:
+        """Hidden layers, the random features of the particles' tops, and the tops before any row."""
         S, R, m = self.num_components, self.num_members // self.num_components, self.output_dim
         self._layers = freeze(model, parameters, S, self.draw_width, generator)
-        self._top = random_features((R, S), self.nus[-1], self.draw_width, generator, basis)
-        self._heads = standard_normal(R, S, self.draw_width + 1, m, generator=generator, like=basis)
-        self._white = standard_normal(R, S * m, self.memory, generator=generator, like=basis)
-        self._basis = self._layers.hidden(basis)  # S x B x nu
-        self._sums = no_rows(jittered_cholesky(self._top_kernel(self._basis, self._basis)).repeat(m, 1, 1), S * m)
+        self._top = random_features((R, S), self.nus[-1], self.draw_width, generator, model.Z)
+        self._heads = standard_normal(R, S, self.draw_width + 1, m, generator=generator, like=model.Z)
+        self._white = standard_normal(R, S * m, self.memory, generator=generator, like=model.Z)
+        self._basis = model.Z.new_zeros(S, 0, self.nus[-1])  # S x B x nu
+        self._sums = no_rows(model.Z.new_zeros(S * m, 0, 0), S * m)
 
     def _top_kernel(self, phi1: Tensor, phi2: Tensor) -> Tensor:
         return self._layers.kernel(len(self.nus), phi1, phi2)
@@ -126,7 +127,7 @@ class DWPSurrogate(ParticleSurrogate):
         flat = X.reshape(-1, X.shape[-1])
         phi = self._layers.hidden(flat)
         S, m = self.num_components, self.output_dim
-        coefficients = self._z.reshape(-1, S, self._basis.shape[1], m)
+        coefficients = self._z.reshape(self.num_members // S, S, self._basis.shape[1], m)
         values = self._top_prior(phi) + self._top_kernel(phi, self._basis) @ coefficients  # R x S x N x m
         values = values.flatten(0, 1)
         values = values if picks is None else values[picks]
@@ -166,49 +167,56 @@ class DWPSurrogate(ParticleSurrogate):
         if learned:
             self._prior = replace(self._prior, noise=parameters["noise"].exp())
             variance = self._prior.noise.expand(n, -1).clamp_min(1e-7)
-        self._freeze(model, parameters, X[order], generator)
-        self._sums = self._with_rows(self._sums, X, Y, variance)
+        self._freeze(model, parameters, generator)
+        others = torch.ones(n, dtype=torch.bool, device=X.device)
+        others[order] = False
+        self._join(X[order], Y[order], variance[order])
+        self._add(X[others], Y[others], variance[others])
         self._elbo = bound(model, parameters)
         self._evidence = X.new_zeros(self.num_components)
         return self._coefficients(), X.new_zeros(self.num_members)
 
-    def _with_rows(self, sums: InducingSums, X: Tensor, Y: Tensor, variance: Tensor) -> InducingSums:
+    def _join(self, X: Tensor, Y: Tensor, variance: Tensor) -> None:
+        """Absorb rows that become a part of the basis, exactly.
+
+        A basis holds ``u = f + e``, ``e`` of variance ``J``, without which its factor would be lost in rounding. ``J`` is taken
+        from the row's own noise, so that ``y = u + rest`` with what remains of it: the Gaussian process given ``y = f + noise``,
+        to rounding. A row's ``J`` and its row of the factor do not depend on the rows after it, nor on the calls they come in.
+        """
+        S, m, B = self.num_components, self.output_dim, self._basis.shape[1]
+        phi = self._layers.hidden(X)
+        K, A = self._top_kernel(phi, phi), project(self._sums.factor[:S], self._top_kernel(self._basis, phi))
+        lift = torch.minimum(KERNEL_JITTER * K.diagonal(dim1=-2, dim2=-1), 0.5 * variance.amin(-1))  # S x rows
+        total = K + torch.diag_embed(lift)
+        corner = safe_cholesky(total - A.transpose(-1, -2) @ A)
+        sums = with_inputs(self._sums, A.repeat(m, 1, 1), corner.repeat(m, 1, 1))
+        levels = variance.T.repeat_interleave(S, 0) - lift.repeat(m, 1)  # (m S) x rows
+        own = sums.factor[:, B:].transpose(-1, -2)
+        diagonal = total.diagonal(dim1=-2, dim2=-1).repeat(m, 1)
+        self._sums = add_gaussian(sums, own, diagonal, Y.T.repeat_interleave(S, 0), levels)
+        self._basis = torch.cat([self._basis, phi], 1)
+
+    def _add(self, X: Tensor, Y: Tensor, variance: Tensor) -> None:
+        """Absorb rows as the basis sees them."""
         S, m, last = self.num_components, self.output_dim, len(self.nus)
         for part in torch.arange(X.shape[0], device=X.device).split(512):
             phi = self._layers.hidden(X[part])
-            A = torch.linalg.solve_triangular(sums.factor[:S], self._top_kernel(self._basis, phi), upper=False)
+            A = project(self._sums.factor[:S], self._top_kernel(self._basis, phi))
             outcomes = Y[part].T.repeat_interleave(S, 0)  # (m S) x rows
             levels = variance[part].T.repeat_interleave(S, 0)
             diagonal = self._layers.variance(last, phi).repeat(m, 1)
-            sums = add_gaussian(sums, A.repeat(m, 1, 1), diagonal, outcomes, levels)
-        return sums
+            self._sums = add_gaussian(self._sums, A.repeat(m, 1, 1), diagonal, outcomes, levels)
 
     def _absorb(self, X: Tensor, Y: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         S, R = self.num_components, self.num_members // self.num_components
-        grown = self._grown(self._sums, X)
-        before = grown.bound
-        self._sums = self._with_rows(grown, X, Y, variance)
+        before = self._sums.bound
+        room = max(0, self.memory - self._basis.shape[1])
+        self._join(X[:room], Y[:room], variance[:room])
+        self._add(X[room:], Y[room:], variance[room:])
         gained = (self._sums.bound - before).unflatten(0, (-1, S)).sum(0)
         self._elbo = None
         self._evidence = self._evidence + gained
         return self._coefficients(), tempered(self._evidence, self.min_ess).repeat(R)
-
-    def _grown(self, sums: InducingSums, X: Tensor) -> InducingSums:
-        """The sums on a basis that took in new rows: old sums stay beside zeros, in whitened coordinates."""
-        new = X[: max(0, self.memory - self._basis.shape[1])]
-        if not new.shape[0]:
-            return sums
-        S, phi = self.num_components, self._layers.hidden(new)
-        factor = sums.factor[:S]
-        A = torch.linalg.solve_triangular(factor, self._top_kernel(self._basis, phi), upper=False)  # S x B x k
-        K = self._top_kernel(phi, phi)
-        lift = (KERNEL_JITTER * K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)).expand(K.shape[:-1])
-        corner = safe_cholesky(K - A.transpose(-1, -2) @ A + torch.diag_embed(lift))
-        top = torch.cat([factor, torch.zeros_like(A)], -1)
-        larger = torch.cat([top, torch.cat([A.transpose(-1, -2), corner], -1)], -2)
-        k, pad = new.shape[0], torch.nn.functional.pad
-        self._basis = torch.cat([self._basis, phi], 1)
-        return InducingSums(larger.repeat(self.output_dim, 1, 1), pad(sums.phi, (0, k, 0, k)), pad(sums.b, (0, k)), sums.constant)
 
     def _log_evidence(self) -> Tensor | None:
         return self._elbo

@@ -11,22 +11,27 @@ from torch import Tensor
 
 from seqbdl.inference.inducing import absorb_rows
 from seqbdl.likelihoods import LIKELIHOODS
-from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows, project
+from seqbdl.posteriors.inducing import InducingSums, add_gaussian, no_rows, project, with_inputs
 from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.kernel import KernelSurrogate
 from seqbdl.surrogates.network_prior import standard_normal
 
-_JITTER = 1e-8  # relative to the mean diagonal of the basis
+_JITTER = 1e-8  # relative to the mean diagonal, of the basis that a fit chose; rows that join it later need none
 _CHUNK = 4096  # rows at once: memory does not grow with the rows
-_APART = 1e-6  # share of its prior variance that a new row must have left to join the basis
+_APART = 1e-10  # share of its prior variance that a new row must have left to join the basis: far above rounding
 
 
 class InducingSurrogate(KernelSurrogate):
-    """Exact where :meth:`_is_exact` says so; else sums over data on a basis of inducing inputs.
+    """Exact for up to ``max_rows`` rows with Gaussian noise; else sums over data on a basis of inducing inputs.
 
-    New rows join the basis while it is smaller than ``max_rows``: until then ``update`` loses nothing. Other likelihoods
-    enter the same sums by the Gaussian observations that their rows are worth (online variational conditioning).
+    New rows join the basis, one by one, while it is smaller than ``max_rows`` and explains all but ``1e-10`` of their variance,
+    and each enters the sums as the basis of that moment sees it. So rows of Gaussian noise give the same posterior in
+    whatever calls they come. While the basis grows it is the exact one given the last fit's, but for parts of rows with a
+    standard deviation below ``1e-5`` of the prior's; once the basis is full it is that of all rows together on this basis.
+
+    Other likelihoods enter the same sums by the Gaussian observations that their rows are worth (online variational
+    conditioning), which does depend on the calls: the worth of old rows is not reconsidered.
     """
 
     likelihoods = LIKELIHOODS
@@ -36,9 +41,9 @@ class InducingSurrogate(KernelSurrogate):
         self._sums: InducingSums | None = None
         self._bounded = False
 
-    @abstractmethod
     def _is_exact(self, num_rows: int) -> bool:
         """Whether so many rows get an exact posterior."""
+        return self._lik.name == "gaussian" and num_rows <= self.max_rows
 
     @abstractmethod
     def _inducing_inputs(self) -> Tensor:
@@ -71,11 +76,13 @@ class InducingSurrogate(KernelSurrogate):
             return
         variance = (self._noise_inner if noise is None else noise).expand(X.shape[0], self.output_dim).clamp_min(1e-9)
         with torch.no_grad():
-            sums = self._add(self._grown(self._sums, X), X, Y, variance)
+            sums, seen = self._grown(self._sums, X)
+            sums = self._add(sums, X, Y, variance, seen)
             self._bounded = self._bounded and self._lik.name == "gaussian"
             self._sums, self._conditioning = sums, sums.conditioning()
 
-    def _add(self, sums: InducingSums, X: Tensor, Y: Tensor, variance: Tensor) -> InducingSums:
+    def _add(self, sums: InducingSums, X: Tensor, Y: Tensor, variance: Tensor, seen: Tensor | None = None) -> InducingSums:
+        """Absorb rows; of Gaussian noise each through the first ``seen: n`` inducing inputs only (all by default)."""
         factor = sums.factor[0]
 
         def rows(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,27 +92,26 @@ class InducingSurrogate(KernelSurrogate):
             return absorb_rows(sums, rows, X, Y, self._lik, variance, _CHUNK)
         for part in torch.arange(X.shape[0], device=X.device).split(_CHUNK):
             A, diagonal = rows(X[part])
+            if seen is not None:
+                A = A * (torch.arange(A.shape[0], device=A.device).unsqueeze(-1) < seen[part])
             residual = Y[part] - self._prior_mean(X[part])
             sums = add_gaussian(sums, A.unsqueeze(0), diagonal.unsqueeze(0), residual.T, variance[part].T)
         return sums
 
-    def _grown(self, sums: InducingSums, X: Tensor) -> InducingSums:
-        """The sums on a basis that took in new rows. In whitened coordinates old sums stay as they are, beside zeros."""
-        for i in range(min(X.shape[0], self.max_rows - self._basis.shape[0])):
-            row = X[i : i + 1]
-            factor = sums.factor[0]
-            A = project(factor, self._kernel(self._basis, row)[0])  # P x 1
+    def _grown(self, sums: InducingSums, X: Tensor) -> tuple[InducingSums, Tensor]:
+        """The sums on a basis that took in new rows, and of how many inputs it was when each had had its turn, ``n``."""
+        seen = torch.full((X.shape[0],), self.max_rows, device=X.device)
+        for i, row in enumerate(X.split(1)):
+            if self._basis.shape[0] >= self.max_rows:
+                break
+            A = project(sums.factor[0], self._kernel(self._basis, row)[0])  # P x 1
             prior = self._prior_variance(row)
-            left = float(prior - A.square().sum())
-            if left < _APART * float(prior):
-                continue
-            corner = A.new_full((1, 1), (left + _JITTER * float(prior)) ** 0.5)
-            top = torch.cat([factor, torch.zeros_like(A)], 1)
-            pad = torch.nn.functional.pad
-            grown = torch.cat([top, torch.cat([A.T, corner], 1)]).unsqueeze(0)
-            sums = InducingSums(grown, pad(sums.phi, (0, 1, 0, 1)), pad(sums.b, (0, 1)), sums.constant)
-            self._basis = torch.cat([self._basis, row])
-        return sums
+            left = prior - A.square().sum()
+            if float(left) >= _APART * float(prior):
+                sums = with_inputs(sums, A.unsqueeze(0), left.sqrt().reshape(1, 1, 1))
+                self._basis = torch.cat([self._basis, row])
+            seen[i] = self._basis.shape[0]
+        return sums, seen
 
     def _draw_base(self, n: int, generator: torch.Generator) -> Evaluate:
         sums = self._sums

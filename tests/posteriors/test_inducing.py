@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seqbdl.inference.features import squared_exponential
 from seqbdl.posteriors import kernel_conditioning
-from seqbdl.posteriors.inducing import InducingSums, add_gaussian, best_noise, no_rows, project
+from seqbdl.posteriors.inducing import InducingSums, add_gaussian, best_noise, no_rows, project, with_inputs
 
 
 def problem(n: int = 20, P: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,9 +65,10 @@ def test_a_larger_basis_beside_zeros_leaves_predictions_unchanged() -> None:
     sums = absorbed(X, Z, y, noise)
     larger = torch.cat([Z, torch.tensor([[0.4], [2.9]]).double()])
     K = squared_exponential(larger, larger) + 1e-10 * torch.eye(8).double()
-    pad = torch.nn.functional.pad
-    factor = torch.linalg.cholesky(K).unsqueeze(0)
-    grown = InducingSums(factor, pad(sums.phi, (0, 2, 0, 2)), pad(sums.b, (0, 2)), sums.constant)
+    A = project(sums.factor, K[None, :6, 6:])
+    grown = with_inputs(sums, A, torch.linalg.cholesky(K[6:, 6:] - A.mT @ A))
+    torch.testing.assert_close(grown.factor[0], torch.linalg.cholesky(K), rtol=0, atol=1e-9)
+    torch.testing.assert_close(grown.bound, sums.bound)
     X_test = torch.linspace(0, 3, 15, dtype=torch.float64).unsqueeze(-1)
     for ours, expected in zip(
         moments(grown.conditioning(), larger, X_test), moments(sums.conditioning(), Z, X_test), strict=True

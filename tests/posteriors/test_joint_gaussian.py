@@ -217,3 +217,15 @@ def test_outputs_of_every_point_by_itself(coupled: bool, m: int) -> None:
     for p in range(4):
         rows = slice(p * m, (p + 1) * m)
         torch.testing.assert_close(blocks[:, p], full[:, rows, rows], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("m", "coupled"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_variances_are_not_raised_whatever_the_unit(m: int, coupled: bool, dtype: torch.dtype) -> None:
+    joint = random_joint(4, m, coupled)
+    small = JointGaussian(1e-8 * joint.mean, 1e-16 * joint.covariance).distribution(dtype)
+    expected = 1e-16 * joint.variance.to(dtype)
+    torch.testing.assert_close(small.variance.reshape(4, m), expected, rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        small.expand(torch.Size([3])).variance.reshape(3, 4, m), expected.expand(3, 4, m), rtol=2e-5, atol=0
+    )

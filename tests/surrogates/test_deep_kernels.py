@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,22 +57,57 @@ def test_two_hundred_points_together_are_positive_semi_definite(name: str, fitte
     assert torch.linalg.eigvalsh(joint).min() > -1e-8 * joint.diagonal().max()
 
 
-def test_updates_under_the_frozen_kernel_are_refits(name: str) -> None:
-    """All rows at once, the dense way or by conditioning, whatever the calls. Components of a mixture: their own weights too."""
-    X, Y = data(30)
-    start = make(name).fit(X[:20], Y[:20])
-    state, query = start.save_state(), points(10)
-    several = start.update(X[20:23], Y[20:23]).update(X[23:], Y[23:])
-    once = make(name).load_state(state).update(X[20:], Y[20:])
-    # Rows join the basis of due unless it explains all but a millionth of their variance, a thousandth of their sd; those that
-    # join that of dwp together share the jitter of their block.
-    tolerance = {"due": 1e-3, "dwp": 1e-3}.get(name, 1e-6)
+SPLITS = ((23,), (20, 25, 26), tuple(range(16, 40)))  # of rows 15 to 40; at 25 the basis is full, where it has a limit
+
+
+@pytest.mark.parametrize("limit", [None, 25])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_updates_under_the_frozen_kernel_are_refits(name: str, limit: int | None, dtype: torch.dtype) -> None:
+    """All rows at once or in any calls: one posterior, within the limit of rows of an exact one and across it. Below it, that is
+    the Gaussian process given all rows, the dense way."""
+    X, Y = (rows.to(dtype) for rows in data(40))
+    options = {} if limit is None else {"memory" if name == "dwp" else "max_rows": limit}
+    start = make(name, **options).fit(X[:15], Y[:15])
+    state, query = start.save_state(), points(10).to(dtype)
+
+    def answers(cuts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        surrogate, ends = make(name, **options).load_state(state), (15, *cuts, 40)
+        for begin, end in pairwise(ends):
+            surrogate.update(X[begin:end], Y[begin:end])
+        return surrogate.posterior(query).mean, covariance(surrogate, query)
+
+    # The algebra is in double precision; answers are rounded to a type whose numbers have gaps of 5e-7 around their size, 4.
+    tolerance = 1e-6 if dtype == torch.float64 else 4e-6
     with torch.no_grad():
-        torch.testing.assert_close(several.posterior(query).mean, once.posterior(query).mean, rtol=0, atol=tolerance)
-        torch.testing.assert_close(several.posterior(query).variance, once.posterior(query).variance, rtol=0, atol=tolerance)
-        if name != "dwp":  # whose fantasies are weighted particles
-            dense = make(name).load_state(state).condition_on_observations(X[20:], Y[20:]).posterior(query)
-            torch.testing.assert_close(once.posterior(query).mean, dense.mean, rtol=0, atol=max(tolerance, 1e-5))
+        mean, joint = answers(())
+        for cuts in SPLITS:
+            for ours, expected in zip(answers(cuts), (mean, joint), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+        if limit is None and name != "dwp":  # whose fantasies are weighted particles; its components are compared in its file
+            dense = make(name).load_state(state).condition_on_observations(X[15:], Y[15:])
+            for ours, expected in zip((mean, joint), (dense.posterior(query).mean, covariance(dense, query)), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("noise", [None, 1e-8])
+def test_answers_have_the_unit_of_the_outcomes(name: str, noise: float | None) -> None:
+    """Of size 1e-6 and 1e6 (powers of two, which round nothing), with learned noise and with next to none."""
+    X, Y = data(20)
+    query, answers = torch.cat([points(8), X[:2]]), []
+    for unit in (1.0, 2.0**-20, 2.0**20):
+        surrogate = make(name, noise=None if noise is None else noise * unit**2).fit(X, unit * Y)
+        with torch.no_grad():
+            posterior = surrogate.posterior(query)
+            joint = covariance(surrogate, query)
+            values = surrogate.sample_functions(3, torch.Generator().manual_seed(0))(query)
+        sd = posterior.variance.sqrt()
+        answers.append((posterior.mean / unit, sd / unit, joint / unit**2, surrogate.predict(query).std / unit, values / unit))
+    for others in answers[1:]:
+        for ours, expected in zip(others, answers[0], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+    if noise is not None and name != "dwp":  # whose variance is that of a few particles
+        sd = answers[1][1][-2:]  # at rows of the data: that of the noise, and what is kept against rounding
+        assert float(sd.max()) < 2e-4
 
 
 @pytest.mark.parametrize("case", ["as it is", "duplicated rows", "a constant column", "tiny scale", "nearly the same rows"])

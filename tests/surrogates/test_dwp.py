@@ -68,9 +68,8 @@ def test_components_are_weighed_by_their_predictions_in_any_calls() -> None:
     one, two = (make(network=(4,), steps=40).load_state(start) for _ in range(2))
     one.update(new_X, new_Y)
     two.update(new_X[:6], new_Y[:6]).update(new_X[6:], new_Y[6:])
-    # Rows that join the basis together share the jitter of their block, hence not to rounding.
-    torch.testing.assert_close(one._log_weights, two._log_weights, rtol=0, atol=1e-2)
-    torch.testing.assert_close(one.posterior(X).mean, two.posterior(X).mean, rtol=0, atol=1e-3)
+    torch.testing.assert_close(one._log_weights, two._log_weights, rtol=0, atol=1e-6)
+    torch.testing.assert_close(one.posterior(X).mean, two.posterior(X).mean, rtol=0, atol=1e-6)
     assert float(one._log_weights.std()) > 0  # they disagreed
     assert one.log_evidence() is None
     # Every component is the process of its kernel given all rows, the dense way.
@@ -82,7 +81,13 @@ def test_components_are_weighed_by_their_predictions_in_any_calls() -> None:
     expected = one._top_kernel(at_test, phi) @ torch.linalg.solve(C, outcomes)
     state = one._sums.conditioning()
     ours = one._top_kernel(at_test, one._basis) @ state.weights.unsqueeze(-1)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-3)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    half = one._top_kernel(at_test, one._basis) @ state.whitener.mT
+    cross = one._top_kernel(at_test, phi)
+    torch.testing.assert_close(half @ half.mT, cross @ torch.linalg.solve(C, cross.mT), rtol=0, atol=1e-6)
+    # The bound on a basis of all rows is the evidence itself.
+    densities = torch.distributions.MultivariateNormal(C.new_zeros(60), C).log_prob(outcomes[:, 0])
+    torch.testing.assert_close(one._sums.bound, densities, rtol=0, atol=1e-6)
 
 
 def test_tempered_weights_keep_their_order_and_their_effective_number() -> None:
