@@ -191,7 +191,7 @@ class JointGaussian:
         return _MultitaskNormal.from_batch_mvn(_Normal(mean.transpose(-1, -2), covariance), task_dim=-1)
 
 
-class _Normal(MultivariateNormal):  # type: ignore[misc]  # GPyTorch has no types
+class _Normal(MultivariateNormal):
     """Variances as they are: GPyTorch raises those below 1e-10 (single precision: 1e-6), which depends on the units."""
 
     @property
@@ -201,7 +201,7 @@ class _Normal(MultivariateNormal):  # type: ignore[misc]  # GPyTorch has no type
         return variance
 
 
-class _MultitaskNormal(MultitaskMultivariateNormal):  # type: ignore[misc]
+class _MultitaskNormal(MultitaskMultivariateNormal):
     """The same of several outputs."""
 
     @property

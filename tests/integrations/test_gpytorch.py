@@ -123,7 +123,7 @@ def test_a_variational_model_trains_in_batches() -> None:
     objective = VariationalELBO(likelihood, model, num_data=80)
     optimizer = torch.optim.Adam([*model.parameters(), *likelihood.parameters()], lr=0.05)
     generator, losses = torch.Generator().manual_seed(0), []
-    for _ in range(60):
+    for _ in range(120):
         rows = torch.randint(80, (40,), generator=generator)
         optimizer.zero_grad()
         loss = -objective(model(X[rows]), Y[rows].squeeze(-1))
@@ -133,7 +133,7 @@ def test_a_variational_model_trains_in_batches() -> None:
     assert losses[-1] < losses[0] - 0.3
     model.eval()
     with torch.no_grad():
-        assert float((model(X_test).mean - Y_test.squeeze(-1)).square().mean().sqrt()) < 0.5  # of their standard deviation
+        assert float((model(X_test).mean - Y_test.squeeze(-1)).square().mean().sqrt()) < 0.4  # of their standard deviation
     assert model.covar_module.divergences().item() > 0
 
 
