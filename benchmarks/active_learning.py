@@ -170,7 +170,7 @@ def accuracy_table(frame: pd.DataFrame, task: Task) -> list[str]:
             for mark in marks:  # a curve that ended at the goal counts with its last value
                 values = [curve[curve["labels"] <= mark].iloc[-1]["accuracy"] for curve in curves]
                 cells.append(f"{np.median(values):.3f}")
-            different = np.mean([curve["different"].iloc[1:].mean() for curve in curves])
+            different = pd.Series([curve["different"].iloc[1:].mean() for curve in curves]).mean()  # of the seeds that have it
             cells.append("" if np.isnan(different) else f"{different:.1f}")
             cells.append(f"{np.mean([c['cpu_seconds'].iloc[-1] / len(c) for c in curves]):.1f}")
             lines.append(_line(cells))
