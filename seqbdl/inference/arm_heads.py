@@ -61,7 +61,7 @@ def prior_heads(num_arms: int, num_features: int, prior: ArmPrior) -> ArmHeads:
 
 
 def absorb_arm_rows(state: ArmHeads, features: Tensor, arms: Tensor, rewards: Tensor) -> ArmHeads:
-    """Add rows, each to its arm.
+    """Add rows, each to its arm: ``O(n F^2 + F^3)`` work, however many come at once.
 
     Args:
         state: What was known.
@@ -73,18 +73,38 @@ def absorb_arm_rows(state: ArmHeads, features: Tensor, arms: Tensor, rewards: Te
     for k in arms.unique().tolist():
         rows = arms == k
         phi, n = features[rows], int(rows.sum())
-        old = factor[k]
-        spread = torch.linalg.solve_triangular(old, phi.T, upper=False)  # F x n
-        predictive = safe_cholesky(torch.eye(n).to(phi) + spread.T @ spread)
-        surprise = (rewards[rows] - phi @ mean[k]).unsqueeze(-1)
-        white = torch.linalg.solve_triangular(predictive, surprise, upper=False)
+        old, gap = factor[k], rewards[rows] - phi @ mean[k]
         new = safe_cholesky(old @ old.T + phi.T @ phi)
-        mean[k] += torch.cholesky_solve(phi.T @ surprise, new).squeeze(-1)
-        a_new, b_new = a[k] + 0.5 * n, b[k] + 0.5 * white.square().sum()
+        step = torch.cholesky_solve((phi.T @ gap).unsqueeze(-1), new).squeeze(-1)
+        surprise, log_det = _misfit(old, new, phi, gap, step)
+        mean[k] += step
+        a_new, b_new = a[k] + 0.5 * n, b[k] + 0.5 * surprise
         evidence[k] += torch.lgamma(a_new) - torch.lgamma(a[k]) + a[k] * b[k].log() - a_new * b_new.log()
-        evidence[k] -= predictive.diagonal().log().sum() + 0.5 * n * math.log(2 * math.pi)
+        evidence[k] -= 0.5 * (log_det + n * math.log(2 * math.pi))
         factor[k], a[k], b[k] = new, a_new, b_new
     return ArmHeads(mean, factor, a, b, evidence)
+
+
+def _misfit(old: Tensor, new: Tensor, phi: Tensor, gap: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """``gap^T Q^{-1} gap`` and ``log det Q`` of the predictive covariance ``Q = I + phi A^{-1} phi^T`` of ``n`` rows (unit noise).
+
+    Few rows take ``Q`` itself; many take ``|gap - phi step|^2 + step^T A step`` and ``log det A' - log det A``, which are the same:
+    sums of squares either way.
+
+    Args:
+        old: ``F x F`` factor of ``A``.
+        new: ``F x F`` factor of ``A' = A + phi^T phi``.
+        phi: ``n x F``.
+        gap: ``n``, rewards less what was expected.
+        step: ``F``, of the mean.
+    """
+    if phi.shape[0] > phi.shape[1]:
+        square = (gap - phi @ step).square().sum() + (old.T @ step).square().sum()
+        return square, 2 * (new.diagonal().log() - old.diagonal().log()).sum()
+    spread = torch.linalg.solve_triangular(old, phi.T, upper=False)  # F x n
+    predictive = safe_cholesky(torch.eye(phi.shape[0]).to(phi) + spread.T @ spread)
+    white = torch.linalg.solve_triangular(predictive, gap.unsqueeze(-1), upper=False)
+    return white.square().sum(), 2 * predictive.diagonal().log().sum()
 
 
 def forget(state: ArmHeads, prior: ArmHeads, gamma: float) -> ArmHeads:

@@ -183,10 +183,11 @@ class ArmHeadsModel:
 
     def _refit_features(self) -> None:
         X, arms, rewards = _stack(self._rows)
-        old = self.features(X)
+        before = self.layers
         self.layers = fit_features(self.layers, X, arms, rewards, self.settings, self.generator)
         new = self.features(X)
         if self.memory is not None:
+            old = arm_features(before, X)
             gone = self.carried.a > self._prior().a + 1e-9
             if bool(gone.any()):
                 rows = gone[arms]

@@ -72,6 +72,17 @@ def test_splits_do_not_matter(cut: int) -> None:
         assert torch.allclose(getattr(parts, name), value, rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.parametrize("n", [3, 9, 200_000])
+def test_any_number_of_rows_at_once_is_the_closed_form(n: int) -> None:
+    phi, arms, r = rows(n)  # of 200,000 an n x n covariance would not fit
+    state = absorb_arm_rows(prior_heads(2, 4, PRIOR), phi, arms, r)
+    for k in range(2):
+        mean, b, evidence = closed_form(phi[arms == k], r[arms == k], 0.25, 6.0, 6.0)
+        assert torch.allclose(state.mean[k], mean, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(state.b[k], b, rtol=1e-9)
+        assert torch.allclose(state.log_evidence[k], evidence, rtol=1e-9)
+
+
 def test_the_evidence_grows_by_the_predictive_density() -> None:
     phi, arms, r = rows(20)
     state = absorb_arm_rows(prior_heads(2, 4, PRIOR), phi[:19], arms[:19], r[:19])
