@@ -86,10 +86,10 @@ def absorb_arm_rows(state: ArmHeads, features: Tensor, arms: Tensor, rewards: Te
 
 
 def _misfit(old: Tensor, new: Tensor, phi: Tensor, gap: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """``gap^T Q^{-1} gap`` and ``log det Q`` of the predictive covariance ``Q = I + phi A^{-1} phi^T`` of ``n`` rows (unit noise).
+    """``gap^T Q^{-1} gap`` and ``log det Q`` of the rows' covariance ``Q = I + phi A^{-1} phi^T`` (unit noise).
 
-    Few rows take ``Q`` itself; many take ``|gap - phi step|^2 + step^T A step`` and ``log det A' - log det A``, which are the same:
-    sums of squares either way.
+    Few rows take ``Q`` itself; many take ``|gap - phi step|^2 + step^T A step`` and ``log det A' - log det A``, which are the
+    same: sums of squares either way.
 
     Args:
         old: ``F x F`` factor of ``A``.

@@ -240,7 +240,6 @@ def learn_scales_of_latents(
     tangent: bool = False,
     start: WidthScales | None = None,
     rounds: int = 3,
-    max_rows: int = 300,
 ) -> WidthScales:
     """Scales for a likelihood that is not Gaussian, by :func:`alternate_with_sites`.
 
@@ -254,9 +253,7 @@ def learn_scales_of_latents(
         tangent: Use the tangent kernel.
         start: Where to begin (warm start).
         rounds: Alternations.
-        max_rows: Rows that are looked at: the first so many.
     """
-    X, Y = X[:max_rows], Y[:max_rows]
 
     def prior(scales: WidthScales) -> Tensor:
         return kernel(scales, X, X, activation, tangent)[0]

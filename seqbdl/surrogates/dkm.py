@@ -34,6 +34,7 @@ from seqbdl.posteriors.inducing import best_noise, project
 from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.inducing import InducingSurrogate
+from seqbdl.surrogates.network_prior import EVIDENCE_ROWS_OF_LABELS, evidence_rows
 
 _MIN_ROWS = 8  # fewer say nothing about nu
 _EVIDENCE_ROWS = 512  # a random sample that trains the kernel where max_rows is exceeded
@@ -265,8 +266,9 @@ class DKMSurrogate(InducingSurrogate):
             )
             own = scales.noise.expand(self.output_dim)
         else:
+            some = evidence_rows(X.shape[0], self.seed, EVIDENCE_ROWS_OF_LABELS).to(X.device)
             scales = infinite_width.learn_scales_of_latents(
-                X, Y, self._lik, self.num_latents, depth=self.depth, activation=self.activation, start=warm
+                X[some], Y[some], self._lik, self.num_latents, depth=self.depth, activation=self.activation, start=warm
             )
             own = scales.noise.new_ones(self.output_dim)
         most = max(_SPREAD_ROWS if self.image_shape is None else _IMAGE_ROWS, self.num_inducing)

@@ -146,12 +146,8 @@ class FilterSurrogate(GaussianSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         warm = None if self._count == 0 else self._prior
-        some = torch.arange(X.shape[0])
-        if X.shape[0] > _EVIDENCE_ROWS:
-            some = torch.randperm(X.shape[0], generator=torch.Generator().manual_seed(self.seed))[:_EVIDENCE_ROWS].sort().values
-        some = some.to(X.device)
-        known = noise if noise is None or noise.shape[0] == 1 else noise[some]
-        self._prior = self._builder.learn(X[some], Y[some], known, warm, tangent=True, likelihood=self._lik)
+        shared: dict[str, Any] = {"likelihood": self._lik, "seed": self.seed, "max_rows": _EVIDENCE_ROWS}
+        self._prior = self._builder.learn(X, Y, noise, warm, tangent=True, **shared)
         self._noise_now, self._start = self._prior.noise, self._start.to(X.device)
         self._network = self._build()
         with torch.no_grad():

@@ -124,13 +124,11 @@ class IndexedSurrogate(ParticleSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         warm = self._memory[0].shape[0] > 0
-        some = self._evidence_sample(X.shape[0]).to(X.device)
-        known = noise if noise is None or noise.shape[0] == 1 else noise[some]
-        rows = (X[some], Y[some], known)
-        self._prior = self._builder.learn(*rows, self._prior if warm else None, tangent=True, likelihood=self._lik)
+        shared: dict[str, Any] = {"likelihood": self._lik, "seed": self.seed}
+        self._prior = self._builder.learn(X, Y, noise, self._prior if warm else None, tangent=True, **shared)
         if self._prior_builder.widths is not None and self.prior_scale > 0.0:
             before = self._function_prior if warm else None
-            self._function_prior = self._prior_builder.learn(*rows, before, likelihood=self._lik)
+            self._function_prior = self._prior_builder.learn(X, Y, noise, before, **shared)
         self._network = self._build_network()
         variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)
         self._memory = (X, Y, variance)

@@ -17,7 +17,14 @@ from seqbdl.networks import LinearHead
 from seqbdl.posteriors.mode import log_predictive
 from seqbdl.surrogates.adaptation import SHARES, choose_share
 from seqbdl.surrogates.linearized import LinearizedSurrogate
-from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
+from seqbdl.surrogates.network_prior import (
+    EVIDENCE_ROWS_OF_ONE_MODE,
+    NetworkBuilder,
+    NetworkPrior,
+    NetworkSpec,
+    ScaleSpec,
+    standard_normal,
+)
 
 
 class LastLayerLaplaceSurrogate(LinearizedSurrogate):
@@ -94,8 +101,10 @@ class LastLayerLaplaceSurrogate(LinearizedSurrogate):
         return LinearHead(lambda X: self._features(z, X), self.input_dim, size, self.num_latents, self._scale)
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        first = self._X is None
-        self._prior = self._builder.learn(X, Y, noise, None if first else self._prior, likelihood=self._lik)
+        before = None if self._X is None else self._prior
+        self._prior = self._builder.learn(
+            X, Y, noise, before, likelihood=self._lik, seed=self.seed, max_rows=EVIDENCE_ROWS_OF_ONE_MODE
+        )
         self._body = self._builder.build(self._prior)
         self._scale = 1.0 if self._precision is None else self._precision**-0.5
         rows, tune_noise = self._rows(X, Y, noise), noise is None

@@ -18,6 +18,9 @@ from seqbdl.networks import MLP, HeadedNetwork, ModuleNetwork, MultiHeadMLP, Net
 from seqbdl.networks.activations import ACTIVATIONS
 
 _GAUSSIAN = get_likelihood("gaussian")
+EVIDENCE_ROWS = 512  # at most, a random sample, that set scales and noise
+EVIDENCE_ROWS_OF_ONE_MODE = 1000  # the same where one mode is all that is fitted
+EVIDENCE_ROWS_OF_LABELS = 300  # the same where outcomes are not Gaussian
 ScaleSpec = Mapping[str, float | Sequence[float]]
 NetworkSpec = Sequence[int] | Mapping[str, Any] | nn.Module | Callable[[], nn.Module]
 """Hidden widths; or ``{"widths": (256, 256), "heads": 5}``, a head for each of five tasks; or a module, or a function that makes
@@ -138,6 +141,8 @@ class NetworkBuilder:
         start: NetworkPrior | None,
         tangent: bool = False,
         likelihood: Likelihood = _GAUSSIAN,
+        seed: int = 0,
+        max_rows: int = EVIDENCE_ROWS,
     ) -> NetworkPrior:
         """Scales and noise by the infinite-width evidence.
 
@@ -148,6 +153,8 @@ class NetworkBuilder:
             start: The last prior, for a warm start.
             tangent: Whether the network will be used linearized.
             likelihood: Of an observation.
+            seed: Of the sample of rows.
+            max_rows: Rows to look at, :func:`evidence_rows`: the evidence is cubic in them. Labels: 300 at most.
         """
         if self._held is not None:
             return self._held
@@ -155,10 +162,13 @@ class NetworkBuilder:
             known = self._scales.to(X)
             variance = known.noise.new_ones(self.output_dim) if noise is None else noise.expand(X.shape[0], -1).mean(0)
             return NetworkPrior(known, variance.clamp_min(1e-7).clone())
+        limit = max_rows if likelihood.has_noise else min(max_rows, EVIDENCE_ROWS_OF_LABELS)
+        some = evidence_rows(X.shape[0], seed, limit).to(X.device)
+        sampled = noise if noise is None or noise.shape[0] == 1 else noise[some]
         if not likelihood.has_noise:
             scales = infinite_width.learn_scales_of_latents(
-                X,
-                Y,
+                X[some],
+                Y[some],
                 likelihood,
                 self.num_latents,
                 depth=self.depth,
@@ -168,9 +178,9 @@ class NetworkBuilder:
             )
             return NetworkPrior(scales, scales.noise.new_ones(self.output_dim))
         scales, _ = infinite_width.learn_scales(
-            X,
-            Y,
-            noise,
+            X[some],
+            Y[some],
+            sampled,
             depth=self.depth,
             activation=self.activation,
             shared=True,
@@ -200,6 +210,13 @@ def _widths_and_heads(spec: Mapping[str, Any], input_dim: int) -> tuple[Sequence
     if not isinstance(heads, int) or heads < 1 or (heads > 1 and input_dim < 2):
         raise InvalidOptionError(f"heads={heads!r} with input_dim={input_dim}: a number of tasks, the last input being the task")
     return widths, heads
+
+
+def evidence_rows(num_rows: int, seed: int, max_rows: int = EVIDENCE_ROWS) -> Tensor:
+    """Rows that set scales and noise, in order: all, or a random few where the evidence of all would cost more than the fit."""
+    if num_rows <= max_rows:
+        return torch.arange(num_rows)
+    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))[:max_rows].sort().values
 
 
 def standard_normal(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ from seqbdl.priors import Prior, get_prior
 from seqbdl.surrogates.base import Evaluate, Surrogate
 from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
-_EVIDENCE_ROWS = 512
-
 
 class ParticleSurrogate(Surrogate):
     """``S`` weighted networks; subclasses move them to data.
@@ -208,20 +206,13 @@ class ParticleSurrogate(Surrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         first = self._memory[0].shape[0] == 0
-        some = self._evidence_sample(X.shape[0]).to(X.device)
-        known = noise if noise is None or noise.shape[0] == 1 else noise[some]
-        self._prior = self._builder.learn(X[some], Y[some], known, None if first else self._prior, likelihood=self._lik)
+        before = None if first else self._prior
+        self._prior = self._builder.learn(X, Y, noise, before, likelihood=self._lik, seed=self.seed)
         self._network = self._build_network()
         variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)
         self._memory = (X, Y, variance)
         with torch.no_grad():
             self._z, self._log_weights = self._infer(X, Y, variance, warm=not first)
-
-    def _evidence_sample(self, num_rows: int) -> Tensor:
-        """Rows that set scales and noise: all, or a random few where the evidence of all would cost more than the fit."""
-        if num_rows <= _EVIDENCE_ROWS:
-            return torch.arange(num_rows)
-        return torch.randperm(num_rows, generator=torch.Generator().manual_seed(self.seed))[:_EVIDENCE_ROWS].sort().values
 
     def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)

@@ -75,10 +75,8 @@ class TrajectorySurrogate(ParticleSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         first = self._memory[0].shape[0] == 0
-        some = self._evidence_sample(X.shape[0]).to(X.device)
-        known = noise if noise is None or noise.shape[0] == 1 else noise[some]
-        start = None if first else self._prior
-        self._prior = self._builder.learn(X[some], Y[some], known, start, tangent=True, likelihood=self._lik)
+        before = None if first else self._prior
+        self._prior = self._builder.learn(X, Y, noise, before, tangent=True, likelihood=self._lik, seed=self.seed)
         self._network = RelativeNetwork(self._builder.build(self._prior), self._starts.to(X.device))
         variance = (self._prior.noise if noise is None else noise).expand(Y.shape[0], self.output_dim).clamp_min(1e-7)
         self._memory = (X, Y, variance)
