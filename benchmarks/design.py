@@ -141,6 +141,7 @@ PROBLEMS = {
     "location-30": replace(
         LOCATION,
         steps=30,
+        contrastive=500_000,  # as published: a lower bound never passes log(L + 1)
         fixed={"random, standard normal": lambda generator: normal_places(generator, 30)},
         goal=10.9,
     ),
