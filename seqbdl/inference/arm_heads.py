@@ -1,9 +1,9 @@
 """Bayesian linear regression of the rewards of many arms on shared features: exact, recursive, forgetful, transferable.
 
 Arm ``k``: ``r = phi(x)^T w_k + e``, ``e ~ N(0, s2_k)``, ``w_k | s2_k ~ N(0, s2_k / alpha I)``, ``s2_k ~ InvGamma(a0, b0)``. All
-arms stand on one leading axis. A row enters by ``v = A^{-1} phi``, ``e = r - phi^T m``, ``q = 1 + phi^T v``: ``m += v e / q``,
-``A += phi phi^T``, ``a += 1/2``, ``b += e^2 / (2 q)``, a sum of squares, never a difference of large numbers. Rows of one arm may
-come in any order and any split.
+arms stand on one leading axis. Rows ``phi: n x F`` enter by ``e = r - phi m``, ``A' = A + phi^T phi``, ``s = A'^{-1} phi^T e``:
+``m += s``, ``a += n/2``, ``b += (|e - phi s|^2 + s^T A s) / 2`` (of one row ``e^2 / (2 q)``, ``q = 1 + phi A^{-1} phi^T``): sums
+of squares, never a difference of large numbers. Rows of one arm may come in any order and any split.
 """
 
 from __future__ import annotations
@@ -76,35 +76,15 @@ def absorb_arm_rows(state: ArmHeads, features: Tensor, arms: Tensor, rewards: Te
         old, gap = factor[k], rewards[rows] - phi @ mean[k]
         new = safe_cholesky(old @ old.T + phi.T @ phi)
         step = torch.cholesky_solve((phi.T @ gap).unsqueeze(-1), new).squeeze(-1)
-        surprise, log_det = _misfit(old, new, phi, gap, step)
+        # gap^T Q^{-1} gap and log det Q of the rows' covariance Q = I + phi A^{-1} phi^T, without the n x n matrix
+        surprise = (gap - phi @ step).square().sum() + (old.T @ step).square().sum()
+        log_det = 2 * (new.diagonal().log() - old.diagonal().log()).sum()
         mean[k] += step
         a_new, b_new = a[k] + 0.5 * n, b[k] + 0.5 * surprise
         evidence[k] += torch.lgamma(a_new) - torch.lgamma(a[k]) + a[k] * b[k].log() - a_new * b_new.log()
         evidence[k] -= 0.5 * (log_det + n * math.log(2 * math.pi))
         factor[k], a[k], b[k] = new, a_new, b_new
     return ArmHeads(mean, factor, a, b, evidence)
-
-
-def _misfit(old: Tensor, new: Tensor, phi: Tensor, gap: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """``gap^T Q^{-1} gap`` and ``log det Q`` of the rows' covariance ``Q = I + phi A^{-1} phi^T`` (unit noise).
-
-    Few rows take ``Q`` itself; many take ``|gap - phi step|^2 + step^T A step`` and ``log det A' - log det A``, which are the
-    same: sums of squares either way.
-
-    Args:
-        old: ``F x F`` factor of ``A``.
-        new: ``F x F`` factor of ``A' = A + phi^T phi``.
-        phi: ``n x F``.
-        gap: ``n``, rewards less what was expected.
-        step: ``F``, of the mean.
-    """
-    if phi.shape[0] > phi.shape[1]:
-        square = (gap - phi @ step).square().sum() + (old.T @ step).square().sum()
-        return square, 2 * (new.diagonal().log() - old.diagonal().log()).sum()
-    spread = torch.linalg.solve_triangular(old, phi.T, upper=False)  # F x n
-    predictive = safe_cholesky(torch.eye(phi.shape[0]).to(phi) + spread.T @ spread)
-    white = torch.linalg.solve_triangular(predictive, gap.unsqueeze(-1), upper=False)
-    return white.square().sum(), 2 * predictive.diagonal().log().sum()
 
 
 def forget(state: ArmHeads, prior: ArmHeads, gamma: float) -> ArmHeads:

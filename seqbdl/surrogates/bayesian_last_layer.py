@@ -16,7 +16,7 @@ from seqbdl.posteriors.joint_gaussian import JointGaussian
 from seqbdl.surrogates.adaptation import SHARES, choose_share
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
-from seqbdl.surrogates.network_prior import EVIDENCE_ROWS_OF_ONE_MODE, NetworkBuilder, NetworkPrior, NetworkSpec, standard_normal
+from seqbdl.surrogates.network_prior import ONE_MODE_ROWS, NetworkBuilder, NetworkPrior, NetworkSpec, standard_normal
 
 _SHAPE = 2.0  # of the inverse-gamma prior of the noise: its mean exists, its variance does not
 _KNOWN = 1e6  # shape when the noise is known
@@ -92,7 +92,7 @@ class BayesianLastLayerSurrogate(GaussianSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         before = None if self._X is None else self._prior
-        self._prior = self._builder.learn(X, Y, noise, before, seed=self.seed, max_rows=EVIDENCE_ROWS_OF_ONE_MODE)
+        self._prior = self._builder.learn(X, Y, noise, before, seed=self.seed, max_rows=ONE_MODE_ROWS)
         self._network = self._builder.build(self._prior)
         variance = (self._prior.noise if noise is None else noise).expand_as(Y).clamp_min(1e-7)
         with torch.no_grad():

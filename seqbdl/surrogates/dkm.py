@@ -34,7 +34,7 @@ from seqbdl.posteriors.inducing import best_noise, project
 from seqbdl.posteriors.joint_gaussian import jittered_cholesky
 from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.inducing import InducingSurrogate
-from seqbdl.surrogates.network_prior import EVIDENCE_ROWS_OF_LABELS, evidence_rows
+from seqbdl.surrogates.network_prior import LABEL_ROWS, evidence_rows
 
 _MIN_ROWS = 8  # fewer say nothing about nu
 _EVIDENCE_ROWS = 512  # a random sample that trains the kernel where max_rows is exceeded
@@ -266,7 +266,7 @@ class DKMSurrogate(InducingSurrogate):
             )
             own = scales.noise.expand(self.output_dim)
         else:
-            some = evidence_rows(X.shape[0], self.seed, EVIDENCE_ROWS_OF_LABELS).to(X.device)
+            some = evidence_rows(X.shape[0], self.seed, LABEL_ROWS).to(X.device)
             scales = infinite_width.learn_scales_of_latents(
                 X[some], Y[some], self._lik, self.num_latents, depth=self.depth, activation=self.activation, start=warm
             )

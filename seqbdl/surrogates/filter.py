@@ -21,7 +21,6 @@ from seqbdl.surrogates.gaussian import GaussianSurrogate
 from seqbdl.surrogates.network_prior import NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
 _JACOBIAN_ENTRIES = 1 << 24  # of one block: 128 MB
-_EVIDENCE_ROWS = 500  # at most, a random sample, that set scales and noise
 _NOISE_FLOOR = 1e-6
 
 
@@ -146,7 +145,7 @@ class FilterSurrogate(GaussianSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         warm = None if self._count == 0 else self._prior
-        shared: dict[str, Any] = {"likelihood": self._lik, "seed": self.seed, "max_rows": _EVIDENCE_ROWS}
+        shared: dict[str, Any] = {"likelihood": self._lik, "seed": self.seed}
         self._prior = self._builder.learn(X, Y, noise, warm, tangent=True, **shared)
         self._noise_now, self._start = self._prior.noise, self._start.to(X.device)
         self._network = self._build()

@@ -14,14 +14,7 @@ from seqbdl.inference import laplace
 from seqbdl.inference.laplace import Tuning
 from seqbdl.networks import Network, RelativeNetwork
 from seqbdl.surrogates.linearized import LinearizedSurrogate
-from seqbdl.surrogates.network_prior import (
-    EVIDENCE_ROWS_OF_ONE_MODE,
-    NetworkBuilder,
-    NetworkPrior,
-    NetworkSpec,
-    ScaleSpec,
-    standard_normal,
-)
+from seqbdl.surrogates.network_prior import ONE_MODE_ROWS, NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
 CENTRES = ("start", "zero")
 _BY_EVIDENCE = {"evidence": "one", "layerwise": "layers"}
@@ -131,7 +124,7 @@ class LaplaceSurrogate(LinearizedSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         known = self._prior if self._fitted else None
-        shared: dict[str, Any] = {"likelihood": self._lik, "seed": self.seed, "max_rows": EVIDENCE_ROWS_OF_ONE_MODE}
+        shared: dict[str, Any] = {"likelihood": self._lik, "seed": self.seed, "max_rows": ONE_MODE_ROWS}
         self._prior = self._builder.learn(X, Y, noise, known, tangent=True, **shared)
         self._log_precisions, self._fitted = self._initial.to(X), True
         with torch.no_grad():

@@ -17,14 +17,7 @@ from seqbdl.networks import LinearHead
 from seqbdl.posteriors.mode import log_predictive
 from seqbdl.surrogates.adaptation import SHARES, choose_share
 from seqbdl.surrogates.linearized import LinearizedSurrogate
-from seqbdl.surrogates.network_prior import (
-    EVIDENCE_ROWS_OF_ONE_MODE,
-    NetworkBuilder,
-    NetworkPrior,
-    NetworkSpec,
-    ScaleSpec,
-    standard_normal,
-)
+from seqbdl.surrogates.network_prior import ONE_MODE_ROWS, NetworkBuilder, NetworkPrior, NetworkSpec, ScaleSpec, standard_normal
 
 
 class LastLayerLaplaceSurrogate(LinearizedSurrogate):
@@ -102,9 +95,7 @@ class LastLayerLaplaceSurrogate(LinearizedSurrogate):
 
     def _fit(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
         before = None if self._X is None else self._prior
-        self._prior = self._builder.learn(
-            X, Y, noise, before, likelihood=self._lik, seed=self.seed, max_rows=EVIDENCE_ROWS_OF_ONE_MODE
-        )
+        self._prior = self._builder.learn(X, Y, noise, before, likelihood=self._lik, seed=self.seed, max_rows=ONE_MODE_ROWS)
         self._body = self._builder.build(self._prior)
         self._scale = 1.0 if self._precision is None else self._precision**-0.5
         rows, tune_noise = self._rows(X, Y, noise), noise is None

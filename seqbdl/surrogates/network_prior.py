@@ -19,8 +19,8 @@ from seqbdl.networks.activations import ACTIVATIONS
 
 _GAUSSIAN = get_likelihood("gaussian")
 EVIDENCE_ROWS = 512  # at most, a random sample, that set scales and noise
-EVIDENCE_ROWS_OF_ONE_MODE = 1000  # the same where one mode is all that is fitted
-EVIDENCE_ROWS_OF_LABELS = 300  # the same where outcomes are not Gaussian
+ONE_MODE_ROWS = 1000  # the same where one mode is all that is fitted
+LABEL_ROWS = 300  # the same where outcomes are not Gaussian
 ScaleSpec = Mapping[str, float | Sequence[float]]
 NetworkSpec = Sequence[int] | Mapping[str, Any] | nn.Module | Callable[[], nn.Module]
 """Hidden widths; or ``{"widths": (256, 256), "heads": 5}``, a head for each of five tasks; or a module, or a function that makes
@@ -162,7 +162,7 @@ class NetworkBuilder:
             known = self._scales.to(X)
             variance = known.noise.new_ones(self.output_dim) if noise is None else noise.expand(X.shape[0], -1).mean(0)
             return NetworkPrior(known, variance.clamp_min(1e-7).clone())
-        limit = max_rows if likelihood.has_noise else min(max_rows, EVIDENCE_ROWS_OF_LABELS)
+        limit = max_rows if likelihood.has_noise else min(max_rows, LABEL_ROWS)
         some = evidence_rows(X.shape[0], seed, limit).to(X.device)
         sampled = noise if noise is None or noise.shape[0] == 1 else noise[some]
         if not likelihood.has_noise:
