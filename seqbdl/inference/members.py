@@ -17,7 +17,6 @@ from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.adam import AdamSettings, adam
 from seqbdl.inference.gauss_newton import GaussNewtonSettings, minimize
 from seqbdl.inference.observations import Joined, Observations, Randomized, Remembered, cast
-from seqbdl.likelihoods import apply_root, apply_root_transposed
 from seqbdl.networks import Network
 
 FITS = ("auto", "gauss-newton", "adam")
@@ -30,6 +29,9 @@ _SINGLE = 1e5
 
 _NESTED = 300
 """Rows times latent functions from which the first steps of Gauss-Newton see a part of the rows."""
+
+_WARM = 1.5
+"""An update starts where the last fit ended and takes few steps: by how much more rows Gauss-Newton is the cheaper way then."""
 
 _JACOBIAN_ENTRIES = 2**26
 """Of dense Jacobians (half a gigabyte), which networks that are not matrix-free form."""
@@ -72,13 +74,13 @@ class Held:
     values: Remembered
 
 
-def chosen_method(network: Network, num_members: int, num_rows: int, settings: FitSettings) -> str:
+def chosen_method(network: Network, num_members: int, num_rows: int, settings: FitSettings, warm: bool = False) -> str:
     """``"gauss-newton"`` or ``"adam"``."""
     if settings.method != "auto":
         return settings.method
     size = num_rows * network.num_outputs
     dense = num_members * size * network.num_params
-    few = size <= settings.max_rows and (network.matrix_free or dense <= _JACOBIAN_ENTRIES)
+    few = size <= settings.max_rows * (_WARM if warm else 1.0) and (network.matrix_free or dense <= _JACOBIAN_ENTRIES)
     return "gauss-newton" if few else "adam"
 
 
@@ -107,7 +109,7 @@ def fit_members(
         held: Old knowledge that the members keep (see :class:`Remembered`).
     """
     held_rows = 0 if held is None else held.X.shape[0]
-    if chosen_method(network, start.shape[0], X.shape[0] + held_rows, settings) == "adam":
+    if chosen_method(network, start.shape[0], X.shape[0] + held_rows, settings, held is not None) == "adam":
         return _by_adam(network, X, observations, anchors, start, generator, settings.adam, precision, held)
     if held is None:
         return by_gauss_newton(network, X, observations, anchors, start, settings.gauss_newton, precision)
@@ -192,15 +194,17 @@ def _by_adam(
     dtype = torch.float32 if network.matrix_free else start.dtype
     rows, seen, centre = X.to(dtype), cast(observations, dtype), anchors.to(dtype)
     kept = None if held is None else (held.X.to(dtype), cast(held.values, dtype))
+    held_rows = 0 if held is None else held.X.shape[0]
+    size = min(settings.batch_size, held_rows)
 
     def gradient(z: Tensor, index: Tensor | None) -> Tensor:
         inputs, part = (rows, seen) if index is None else (rows[index], seen.rows(index))
         f, back = network.pullback(z, inputs)
         total = precision * (z - centre) - back((X.shape[0] / inputs.shape[0]) * part.score(f))
         if kept is not None:
-            f, back = network.pullback(z, kept[0])
-            root = kept[1].root(f)
-            total = total + back(apply_root(root, apply_root_transposed(root, f - kept[1].values)))
+            some = torch.randint(held_rows, (size,), generator=generator) if size < held_rows else torch.arange(size)
+            f, back = network.pullback(z, kept[0][some])
+            total = total - back((held_rows / size) * kept[1].rows(some).score(f))
         return total
 
     return adam(gradient, start.to(dtype), X.shape[0], settings, generator).to(start)

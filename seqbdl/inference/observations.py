@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from seqbdl.inference.replicates import distinct_rows
 from seqbdl.likelihoods import Likelihood, apply_root, apply_root_transposed
 
 T = TypeVar("T")
@@ -148,6 +149,45 @@ class Remembered:
 
     def whitened_score(self, f: Tensor) -> Tensor:
         return apply_root_transposed(self.root(f), self.values - f)
+
+    def score(self, f: Tensor) -> Tensor:
+        """``S x n x l``, minus the gradient of the misfit."""
+        return apply_root(self.root(f), self.whitened_score(f))
+
+    def rows(self, index: Tensor) -> Remembered:
+        """Some of the rows."""
+        return Remembered(self.values[:, index], self.fixed_root[:, index])
+
+    def sample(self, X: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Remembered]:
+        """An even sample where there are more than ``most`` rows, each for several.
+
+        Args:
+            X: ``n x d``, the inputs of the rows.
+            most: Rows to keep.
+            generator: Chooses.
+        """
+        n = X.shape[0]
+        if n <= most:
+            return X, self
+        keep = torch.randperm(n, generator=generator)[:most].sort().values.to(X.device)
+        some = self.rows(keep)
+        return X[keep], Remembered(some.values, some.fixed_root * (n / most) ** 0.5)
+
+    def distinct(self, X: Tensor) -> tuple[Tensor, Remembered]:
+        """Rows of equal inputs as one row, with the same misfit (see :mod:`seqbdl.inference.replicates`).
+
+        Args:
+            X: ``n x d``, the inputs of the rows.
+
+        Returns:
+            ``r x d``, ``r <= n``, and the rows there.
+        """
+        inputs, root, place = distinct_rows(X, self.fixed_root)
+        if inputs is X:
+            return X, self
+        values = self.values.new_zeros(self.values.shape[0], inputs.shape[0], self.values.shape[-1])
+        values[:, place] = self.values
+        return inputs, Remembered(values, root)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seqbdl.errors import InvalidOptionError
 from seqbdl.inference.adam import AdamSettings
 from seqbdl.inference.gauss_newton import GaussNewtonSettings
 from seqbdl.inference.members import FitSettings, Held
-from seqbdl.inference.observations import Remembered
 from seqbdl.surrogates.particle import ParticleSurrogate
 
 _HELD_VALUES = 512  # rows times latent functions that hold a member while it absorbs new rows
@@ -54,12 +52,7 @@ class FittedEnsemble(ParticleSurrogate):
         self.settings = FitSettings(fit, GaussNewtonSettings(max_iterations=max_iterations), adam)
 
     def _held(self, z: Tensor) -> Held:
-        """The members' values at the remembered rows (at an even sample of them where they are many, each for several) and the
-        curvature there."""
-        remembered, X = self._remembered(z), self._memory[0]
-        room = max(1, _HELD_VALUES // self.num_latents)
-        if X.shape[0] <= room:
-            return Held(X, remembered)
-        keep = torch.randperm(X.shape[0], generator=self.generator)[:room].sort().values.to(X.device)
-        root = remembered.fixed_root[:, keep] * (X.shape[0] / room) ** 0.5
-        return Held(X[keep], Remembered(remembered.values[:, keep], root))
+        """The members' values at the distinct remembered rows (at an even sample of them where they are many, each for several)
+        and the curvature there."""
+        X, remembered = self._remembered(z).distinct(self._memory[0])
+        return Held(*remembered.sample(X, max(1, _HELD_VALUES // self.num_latents), self.generator))

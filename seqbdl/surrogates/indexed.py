@@ -162,19 +162,15 @@ class IndexedSurrogate(ParticleSurrogate):
         return z, self._log_weights
 
     def _held(self) -> tuple[Tensor, Remembered]:
-        """Rows (an even sample where they are many, each for several) and the values there that the old function keeps, as
-        firmly as the data demanded them."""
+        """Distinct rows (an even sample where they are many, each for several) and the values there that the old function keeps,
+        as firmly as the data demanded them."""
         X, _, variance = self._memory
-        room = max(1, _BLOCK // self.num_latents)
-        share = 1.0
-        if X.shape[0] > room:
-            keep = torch.randperm(X.shape[0], generator=self.generator)[:room].sort().values.to(X.device)
-            X, variance, share = X[keep], variance[keep], (X.shape[0] / room) ** 0.5
         values = self._members(X)
-        root = self._lik.root(values, variance) * share
+        root = self._lik.root(values, variance)
         if not self._lik.has_noise:  # the variance of a row that stands for several is below one
             root = root * variance[:, :1].rsqrt().reshape(1, -1, *([1] * (root.dim() - 2)))
-        return X, Remembered(values, root)
+        X, held = Remembered(values, root).distinct(X)
+        return held.sample(X, max(1, _BLOCK // self.num_latents), self.generator)
 
     @abstractmethod
     def _solve(self, X: Tensor, observations: Observations, indices: Tensor, mode: Tensor) -> None:

@@ -242,9 +242,9 @@ class ParticleSurrogate(Surrogate):
     def _pull(self, z: Tensor, X: Tensor, news: Observations, settings: GaussNewtonSettings) -> Tensor:
         """Posterior as prior for every particle by itself: to the new rows, held by :meth:`_remembered` and by the prior
         around its weights. Exact for linear networks and Gaussian noise."""
-        X_old = self._memory[0]
+        X_old, held = self._remembered(z).distinct(self._memory[0])
         rows = torch.cat([X_old, X])
-        return minimize(self._network, rows, Joined(self._remembered(z), news, X_old.shape[0]), z, z, settings).z
+        return minimize(self._network, rows, Joined(held, news, X_old.shape[0]), z, z, settings).z
 
     @abstractmethod
     def _infer(self, X: Tensor, Y: Tensor, variance: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
