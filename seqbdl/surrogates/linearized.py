@@ -22,6 +22,9 @@ from seqbdl.surrogates.base import Evaluate
 from seqbdl.surrogates.gaussian import GaussianSurrogate
 from seqbdl.surrogates.network_prior import NetworkPrior
 
+_BLOCK = 1024
+"""Rows of an update that are absorbed at once: the search for the new mode costs the cube of rows."""
+
 
 class LinearizedSurrogate(GaussianSurrogate):
     """A Gaussian posterior over the weights of a network and, linearized at the mode, over functions.
@@ -56,11 +59,12 @@ class LinearizedSurrogate(GaussianSurrogate):
         return Rows(self._lik, X, Y, variance.clamp_min(1e-7))
 
     def _update(self, X: Tensor, Y: Tensor, noise: Tensor | None) -> None:
-        rows = self._rows(X, Y, noise)
+        shared = self.structure, self.settings, self.memory, self.generator
         with torch.no_grad():
-            self._laplace = laplace.update_laplace(
-                self._network, self._laplace, rows, self.structure, self.settings, self.memory, self.generator
-            )
+            found, rows = self._laplace, self._rows(X, Y, noise)
+            for index in torch.arange(X.shape[0], device=X.device).split(_BLOCK):
+                found = laplace.update_laplace(self._network, found, rows.pick(index), *shared)
+            self._laplace = found
 
     def _joint(self, X: Tensor) -> JointGaussian:
         return laplace.joint(self._network, self._laplace, X)

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import seqbdl
 from seqbdl.errors import InvalidOptionError
+from seqbdl.surrogates import linearized
 
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 X_TEST = torch.rand(6, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -62,9 +63,11 @@ def test_before_data_there_is_a_prior_of_mean_zero(centre: str) -> None:
     torch.testing.assert_close(posterior.variance.squeeze(-1), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("block", [1024, 4])
 @pytest.mark.parametrize("centre", ["start", "zero"])
-def test_updates_of_a_linear_network_are_exact(centre: str) -> None:
+def test_updates_of_a_linear_network_are_exact(centre: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean, covariance and evidence after updates in chunks are those of all rows under the same scales."""
+    monkeypatch.setattr(linearized, "_BLOCK", block)
     X, Y = data()
     chunked = make(centre=centre).fit(X[:8], Y[:8])
     for rows in (slice(8, 9), slice(9, 20)):
@@ -97,6 +100,29 @@ def test_two_outputs_are_updated_jointly() -> None:
     # The linearization point moves by one row only.
     assert float(((updated.mean - conditioned.mean) / deviation).abs().max()) < 0.5
     assert float((updated.variance / conditioned.variance).log().abs().max()) < 0.5
+
+
+def test_replicates_cost_what_their_distinct_inputs_cost() -> None:
+    """A linear network of more weights than rows, whose rows are held one by one: three inputs, each ten times, are three rows,
+    and the posterior and the evidence are those of thirty."""
+    _, Y = data(30)
+    X = X_TEST[:3].repeat(10, 1)
+    wide = make(network=nn.Sequential(nn.Linear(2, 80), nn.Linear(80, 1)), prior_precision=1.0)
+    start = wide.save_state()
+    wide.fit(X[:12], Y[:12])
+    wide.update(X[12:], Y[12:])
+    assert wide.save_state()["method"]["laplace"]["curvature"]["X"].shape == (3, 2)
+    near = X + 1e-10 * torch.arange(30).unsqueeze(-1)  # nothing is equal: thirty rows
+    other = make(network=nn.Sequential(nn.Linear(2, 80), nn.Linear(80, 1)), prior_precision=1.0)
+    other.load_state(start)
+    other.fit(near[:12], Y[:12])
+    other.update(near[12:], Y[12:])
+    assert other.save_state()["method"]["laplace"]["curvature"]["X"].shape == (30, 2)
+    ours, theirs = wide.posterior(X_TEST), other.posterior(X_TEST)
+    torch.testing.assert_close(ours.mean, theirs.mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.distribution.covariance_matrix, theirs.distribution.covariance_matrix, rtol=0, atol=1e-6)
+    evidences = wide.log_evidence(), other.log_evidence()
+    assert evidences[0] == pytest.approx(evidences[1], abs=1e-5)
 
 
 def test_tuned_precision_is_better_than_its_neighbours() -> None:
