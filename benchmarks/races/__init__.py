@@ -1,0 +1,1 @@
+"""The races of ``benchmarks/inference.py``, one file per topic."""
