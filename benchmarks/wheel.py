@@ -54,6 +54,12 @@ METHODS: dict[str, dict[str, Any]] = {
         **STREAM,
         "surrogate_options": {**FEATURES, "adaptation": 0.0, "prior_precision": 1.0},
     },
+    "bayesian-last-layer": {
+        "surrogate": "bayesian-last-layer",
+        **STREAM,
+        "surrogate_options": {"network": (64,), "num_networks": 2, **TOLD},
+    },
+    "epinet": {"surrogate": "epinet", **STREAM, "absorb_every": 20, "surrogate_options": {"scales": {}, **TOLD}},
     "ensemble": {"surrogate": "ensemble", **STREAM, "absorb_every": 20, "surrogate_options": {"scales": {}, **TOLD}},
     "ekf, untold": {"surrogate": "ekf", **STREAM, "surrogate_options": {"network": (48,), "linearize": "start"}},
 }
