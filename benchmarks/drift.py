@@ -98,16 +98,25 @@ def drift(seeds: int, length: int, num_tasks: int) -> list[list[str]]:
 
 
 def real_streams(length: int) -> dict[str, tuple[Any, Any]]:
-    """Inputs and outcomes in their order: approval of a president from five polls, and the flow of water in a main by the hour of
-    the day; empty without the package river."""
+    """Inputs and outcomes in their order: approval of a president from five polls, the flow of water in a main and the temperature
+    of an office by the hour of the day, the pace of a runner who runs and walks in turn; empty without the package river."""
     try:
         from river import datasets
+        from river.drift import datasets as changing
     except ModuleNotFoundError:
         return {}
-    approval = [(list(x.values())[1:], y) for x, y in islice(datasets.TrumpApproval(), length)]
-    hours = [(2 * math.pi * (x["Time"].hour + x["Time"].minute / 60) / 24, y) for x, y in islice(datasets.WaterFlow(), length)]
-    water = [([math.sin(h), math.cos(h)], y) for h, y in hours]
-    return {name: tuple(zip(*rows, strict=True)) for name, rows in {"approval": approval, "water": water}.items()}  # type: ignore[misc]
+
+    def hour(time: Any) -> list[float]:
+        angle = 2 * math.pi * (time.hour + time.minute / 60) / 24
+        return [math.sin(angle), math.cos(angle)]
+
+    streams = {
+        "approval": ((list(x.values())[1:], y) for x, y in datasets.TrumpApproval()),
+        "water": ((hour(x["Time"]), y) for x, y in datasets.WaterFlow()),
+        "pace": (([0.0], y["Pace"]) for _, y in changing.RunLog()),
+        "office": ((hour(x["time"]), y["V1"]) for x, y in changing.Occupancy()),
+    }
+    return {name: tuple(zip(*islice(rows, length), strict=True)) for name, rows in streams.items()}  # type: ignore[misc]
 
 
 def repeated(env: Any) -> float:
@@ -129,8 +138,9 @@ def streams(length: int) -> list[list[str]]:
             rows[repeat].append(f"{repeated(env.unwrapped):.3f}" if known else "")
             for label, rule in RULES.items():
                 loop = ContinualLoop(env, "bayesian-last-layer", change=rule, warmup=WARMUP, surrogate_options=LAST_LAYER)
-                history: Any = run(loop, env, length - bool(known), progress=False)  # type: ignore[arg-type]
-                rows[label].append(f"{history.losses[-(length - bool(known) - WARMUP) :].mean():.3f}")
+                steps = len(y) - bool(known)
+                history: Any = run(loop, env, steps, progress=False)  # type: ignore[arg-type]
+                rows[label].append(f"{history.losses[-(steps - WARMUP) :].mean():.3f}")
     return list(rows.values())
 
 
