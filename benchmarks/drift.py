@@ -98,9 +98,8 @@ def drift(seeds: int, length: int, num_tasks: int) -> list[list[str]]:
 
 
 def real_streams(length: int) -> dict[str, tuple[Any, Any]]:
-    """Inputs and outcomes in their order: approval of a president from five polls, the flow of water in a main and
-    the temperature of an office by the hour of the day, the pace of a runner who runs and walks in turn; empty without the package
-    river."""
+    """Inputs and outcomes in their order: approval of a president from five polls, the flow of water in a main and the
+    temperature of an office by the hour of the day, the pace of a runner who runs and walks in turn; empty without river."""
     try:
         from river import datasets
         from river.drift import datasets as changing
