@@ -195,7 +195,7 @@ def _by_adam(
     rows, seen, centre = X.to(dtype), cast(observations, dtype), anchors.to(dtype)
     kept = None if held is None else (held.X.to(dtype), cast(held.values, dtype))
     held_rows = 0 if held is None else held.X.shape[0]
-    size = min(settings.batch_size, held_rows)
+    size = held_rows if settings.batch_size is None else min(settings.batch_size, held_rows)
 
     def gradient(z: Tensor, index: Tensor | None) -> Tensor:
         inputs, part = (rows, seen) if index is None else (rows[index], seen.rows(index))
