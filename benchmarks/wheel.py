@@ -60,6 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "surrogate_options": {"network": (64,), "num_networks": 2, **TOLD},
     },
     "epinet": {"surrogate": "epinet", **STREAM, "absorb_every": 20, "surrogate_options": {"scales": {}, **TOLD}},
+    "mfvi": {"surrogate": "mfvi", **STREAM, "absorb_every": 20, "surrogate_options": {"scales": {}, **TOLD}},
     "ensemble": {"surrogate": "ensemble", **STREAM, "absorb_every": 20, "surrogate_options": {"scales": {}, **TOLD}},
     "ekf, untold": {"surrogate": "ekf", **STREAM, "surrogate_options": {"network": (48,), "linearize": "start"}},
 }
