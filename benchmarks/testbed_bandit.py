@@ -5,7 +5,7 @@ temperature 0.1. A score of joint predictions (``tau = 10`` labels at two inputs
 marginal predictions (``tau = 1``): every posterior here is scored by ``benchmarks/testbed.py`` on problems of the bandit's
 family, plays the bandit with the same options, and ranks are correlated over posteriors.
 
-    python benchmarks/testbed_bandit.py --steps 10000 --seeds 5          # adds to benchmarks/results/testbed_bandit.csv
+    python benchmarks/testbed_bandit.py --steps 10000 --seeds 8          # adds to benchmarks/results/testbed_bandit.csv
     python benchmarks/testbed_bandit.py --steps 10000 --methods laplace  # one posterior; runs that are there are not repeated
     python benchmarks/testbed_bandit.py --quick                          # seconds, into a temporary folder
 """
@@ -123,7 +123,7 @@ def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS[:7]))
     parser.add_argument("--out", type=Path, default=RESULTS / "testbed_bandit.csv")
     parser.add_argument("--quick", action="store_true", help="seconds, into a temporary folder")
