@@ -189,14 +189,16 @@ def laplace_at(network: Network, data: Rows, z: Tensor, centre: Tensor, structur
     ``log Z = log p(D | f(z*)) - 1/2 |z* - c|^2 - 1/2 log det(I + G)``.
     """
     f = network.forward(z, data.X)[0]
-    X, root = data.X, data.root(f)
-    curvature = curvature_at(network, z, *(distinct(X, root) if structure == "full" else (X, root)), structure)
+    curvature = curvature_at(network, z, *distinct(data.X, data.root(f), structure), structure)
     log_evidence = data.log_prob(f) - 0.5 * (z - centre).square().sum() - 0.5 * curvature.log_det
     return LaplacePosterior(z, curvature, log_evidence)
 
 
-def distinct(X: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of equal inputs as one, ``X: n x d`` and ``root: n x l (x l)`` (see :mod:`seqbdl.inference.replicates`)."""
+def distinct(X: Tensor, root: Tensor, structure: str) -> tuple[Tensor, Tensor]:
+    """Rows of equal inputs as one, ``X: n x d`` and ``root: n x l (x l)`` (see :mod:`seqbdl.inference.replicates`); as they
+    are where the curvature is an average over rows, or is never held by them."""
+    if structure != "full":
+        return X, root
     X, root, _ = distinct_rows(X, root.unsqueeze(0))
     return X, root.squeeze(0)
 
@@ -240,9 +242,7 @@ def update_laplace(
     if isinstance(old.curvature, WeightSpace):
         curvature = add_curvature(network, old.curvature, z, data.X, root, structure)
     else:
-        X, root = torch.cat([old.curvature.X, data.X]), torch.cat([old.curvature.root, root])
-        if structure == "full":
-            X, root = distinct(X, root)
+        X, root = distinct(torch.cat([old.curvature.X, data.X]), torch.cat([old.curvature.root, root]), structure)
         in_rows = structure == "full" and X.shape[0] * network.num_outputs < network.num_params
         if in_rows and memory is not None and X.shape[0] > memory:
             keep = torch.randperm(X.shape[0], generator=generator)[:memory].sort().values.to(X.device)

@@ -31,7 +31,7 @@ _NESTED = 300
 """Rows times latent functions from which the first steps of Gauss-Newton see a part of the rows."""
 
 _WARM = 1.5
-"""An update starts where the last fit ended and takes few steps: by how much more rows Gauss-Newton is the cheaper way then."""
+"""An update starts where the last fit ended and takes few steps: so many times more rows go to Gauss-Newton then."""
 
 _JACOBIAN_ENTRIES = 2**26
 """Of dense Jacobians (half a gigabyte), which networks that are not matrix-free form."""
@@ -193,8 +193,8 @@ def _by_adam(
 ) -> Tensor:
     dtype = torch.float32 if network.matrix_free else start.dtype
     rows, seen, centre = X.to(dtype), cast(observations, dtype), anchors.to(dtype)
-    kept = None if held is None else (held.X.to(dtype), cast(held.values, dtype))
     held_rows = 0 if held is None else held.X.shape[0]
+    kept = (held.X.to(dtype), cast(held.values, dtype)) if held is not None and held_rows else None
     size = held_rows if settings.batch_size is None else min(settings.batch_size, held_rows)
 
     def gradient(z: Tensor, index: Tensor | None) -> Tensor:

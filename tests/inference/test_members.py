@@ -94,6 +94,22 @@ def test_adam_by_parts_of_what_is_held_ends_where_gauss_newton_ends() -> None:
     assert bool((gains > 0.98).all()), gains
 
 
+@pytest.mark.parametrize("method", ["gauss-newton", "adam"])
+def test_nothing_held_is_a_fit(method: str) -> None:
+    generator, likelihood = torch.Generator().manual_seed(0), get_likelihood("gaussian")
+    net, X = network(), torch.rand(6, 2, generator=generator, dtype=DOUBLE)
+    z = torch.randn(2, net.num_params, generator=generator, dtype=DOUBLE)
+    news = Randomized(likelihood, torch.ones(6, 1, dtype=DOUBLE), torch.full((6, 1), 0.1, dtype=DOUBLE))
+    nothing = Remembered(torch.zeros(2, 0, 1, dtype=DOUBLE), torch.zeros(2, 0, 1, dtype=DOUBLE))
+    assert nothing.distinct(X[:0])[1] is nothing
+    settings = FitSettings(method, PRECISE, AdamSettings(steps=20))
+    without, empty = (
+        fit_members(net, X, news, z, z, torch.Generator().manual_seed(1), settings, held=held)
+        for held in (None, Held(X[:0], nothing))
+    )
+    torch.testing.assert_close(without, empty)
+
+
 def test_an_update_is_by_gauss_newton_for_more_rows_than_a_fit() -> None:
     net, settings = network(), FitSettings(max_rows=400)
     assert [chosen_method(net, 4, n, settings) for n in (400, 401)] == ["gauss-newton", "adam"]
