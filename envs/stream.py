@@ -90,7 +90,11 @@ class StreamEnv(gymnasium.Env[Array, Any]):
         return self.tasks[task].test_X, self.tasks[task].test_Y
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Draw the tasks and show the first chunk."""
+        """Draw the tasks and show the first chunk.
+
+        Raises:
+            ValueError: a task has fewer rows than `chunk`.
+        """
         super().reset(seed=seed)
         self._drawn_from = dict(self.np_random.bit_generator.state)
         self._draw()
@@ -99,6 +103,10 @@ class StreamEnv(gymnasium.Env[Array, Any]):
 
     def _draw(self) -> None:
         self.tasks = self._tasks()
+        short = next((t for t, task in enumerate(self.tasks) if len(task.X) < self.chunk), None)
+        if short is not None:
+            rows = len(self.tasks[short].X)
+            raise ValueError(f"chunk: {self.chunk}; task {short} has only {rows} rows and would not be shown; give at most {rows}.")
         self._places = [
             (t, start) for t, task in enumerate(self.tasks) for start in range(0, len(task.X) - self.chunk + 1, self.chunk)
         ]

@@ -172,6 +172,13 @@ def test_bad_options(options: dict[str, Any]) -> None:
         ImageStreamEnv(**options)
 
 
+def test_a_task_too_short_for_a_chunk_is_refused() -> None:
+    """It would never be shown."""
+    env = ImageStreamEnv(num_tasks=2, per_task=20, chunk=21)
+    with pytest.raises(ValueError, match="task 0 has only 20 rows"):
+        env.reset(seed=0)
+
+
 def test_a_table_with_earlier_outcomes() -> None:
     """Lags are the last outcome first; differences are of successive outcomes; nothing of the row's own outcome is shown."""
     env = TableStreamEnv(**TABLE, lags=2, difference=True)
