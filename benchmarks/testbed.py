@@ -57,6 +57,9 @@ AGENTS: dict[str, Callable[[Problem], dict[str, Any]]] = {
     "hmc": lambda problem: {"num_members": 128},
 }
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"ensemble of 2": ("ensemble", {"num_members": 2})}
+"""Agents that are a registered surrogate with other options: two networks say little of joint predictions."""
+
 Layers = list[tuple[Tensor, Tensor]]
 LogProbs = Callable[[Tensor], Tensor]
 """``X: N x D -> M x N x C``, log-probabilities of classes under ``M`` functions, the same for every ``X``."""
@@ -227,11 +230,12 @@ def knowledge(problem: Problem, likelihood: str) -> dict[str, Any]:
 
 def fit_surrogate(name: str, problem: Problem, X: Tensor, Y: Tensor, samples: int) -> LogProbs:
     """Fit a registered surrogate; its function samples are drawn once, a finite ensemble of equal weights enumerated."""
+    name, own = VARIANTS.get(name, (name, {}))
     likelihood = supported(name)
     assert likelihood is not None
     known = surrogate_options(surrogate_class(name))
     options = {key: value for key, value in knowledge(problem, likelihood).items() if key in known}
-    options |= AGENTS[name](problem) if name in AGENTS else {}
+    options |= (AGENTS[name](problem) if name in AGENTS else {}) | own
     outputs = 1 if likelihood == "bernoulli" else CLASSES
     surrogate = seqbdl.make_surrogate(name, problem.dimension, outputs, likelihood, **options)
     surrogate.fit(X, Y.double().unsqueeze(-1))

@@ -13,6 +13,7 @@ scores.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class FROMP(TaskMethod):
     coreset: int = 40
     coreset_kind: str = "uncertain"
     jitter: float = 1e-5
+
+    rate: ClassVar[float] = 0.005  # a leap to where the network is sure and wrong has no slope that leads back
 
     def __post_init__(self) -> None:
         check_coreset(self.coreset_kind, self.coreset)

@@ -95,6 +95,9 @@ class TaskMethod(ABC):
 
     descent: AdamSettings = field(default_factory=lambda: AdamSettings(steps=1000, learning_rate=0.02, batch_size=256))
 
+    rate: ClassVar[float] = 0.02
+    """A learning rate that suits the method on thousands of rows."""
+
     linearized: ClassVar[bool] = False
     """Whether functions are those of the network linearized at ``z``."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class VCL(TaskMethod):
     start: str = "likelihood"
     initial_sd: float = math.exp(-3.0)
     num_samples: int = 1
+
+    rate: ClassVar[float] = 0.03
 
     def __post_init__(self) -> None:
         check_coreset(self.coreset_kind, self.coreset)

@@ -48,7 +48,8 @@ class ContinualSurrogate(ParticleSurrogate):
         settings: Of the method: the attributes of its class.
         num_members: Functions that answer; of methods that answer with a point it is 2, both the same.
         steps: Adam's, per task (of at most 400 weights, modes are found by Gauss-Newton instead).
-        learning_rate: Of the first step; it falls to zero along a half cosine.
+        learning_rate: Of the first step, of whitened weights; it falls to zero along a half cosine. ``None``: the ``rate`` of the
+            method.
         batch_size: Rows per step; ``None``: all.
 
     Raises:
@@ -67,15 +68,16 @@ class ContinualSurrogate(ParticleSurrogate):
         settings: Mapping[str, Any] | None = None,
         num_members: int = 32,
         steps: int = 1000,
-        learning_rate: float = 0.02,
+        learning_rate: float | None = None,
         batch_size: int | None = 256,
         **kwargs: Any,
     ) -> None:
         if method not in METHODS:
             raise UnknownNameError("method", method, list(METHODS))
+        kind, given = METHODS[method], dict(settings or {})
+        learning_rate = kind.rate if learning_rate is None else learning_rate
         if steps < 1 or not learning_rate > 0 or (batch_size is not None and batch_size < 1):
             raise InvalidOptionError(f"steps={steps}, learning_rate={learning_rate} and batch_size={batch_size} must be positive")
-        kind, given = METHODS[method], dict(settings or {})
         known = [field.name for field in fields(kind) if field.name != "descent"]
         for name in given:
             if name not in known:
