@@ -48,7 +48,7 @@ CHOSEN: dict[str, dict[str, float]] = {
 }
 """Strengths. Those with the highest accuracy (then the lowest NLL) in sweeps on validation images; of ``permuted-fashion``, those
 of ``permuted-digits``. FROMP's of ``split-fashion`` is as many as there are images (``tau = 1`` of a mean loss)."""
-RATES = {"fromp": 0.005, "vcl": 0.03}
+RATES = {"fromp": 0.005, "sfsvi": 0.01, "vcl": 0.03}
 """Learning rates on ``split-fashion``, found in the same way; of whitened weights, whose scale is about 0.05."""
 AVALANCHE = "as Avalanche defines it"
 AVALANCHE_STRENGTHS = (0.0, 1e3, 1e5)
@@ -71,7 +71,7 @@ class Cell:
 def cells_of(stream: str, images: int, epochs: int, seeds: int) -> list[Cell]:
     """Every method, with the strength that the validation images chose."""
     best, kept = dict(CHOSEN[stream]), kept_rows(stream)
-    rates: dict[str, dict[str, Any]] = {"fromp": {}, "vcl": {}}
+    rates: dict[str, dict[str, Any]] = {"fromp": {}, "sfsvi": {}, "vcl": {}}
     if stream == "split-fashion":
         best["fromp"], rates = float(images), {method: {"learning_rate": rate} for method, rate in RATES.items()}
     methods: list[tuple[str, dict[str, Any]]] = [
@@ -80,7 +80,7 @@ def cells_of(stream: str, images: int, epochs: int, seeds: int) -> list[Cell]:
         ("ewc", {"strength": best["ewc"]}),
         ("fromp", {"strength": best["fromp"], "coreset": kept, **rates["fromp"]}),
         ("vcl", {"coreset": kept, **rates["vcl"]}),
-        ("sfsvi", {"strength": best["sfsvi"], "coreset": kept}),
+        ("sfsvi", {"strength": best["sfsvi"], "coreset": kept, **rates["sfsvi"]}),
         ("online-laplace", {"structure": "diag", "strength": best["online-laplace"]}),
         ("si", {"strength": best["si"]}),
         ("vcl", rates["vcl"]),

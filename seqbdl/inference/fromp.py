@@ -29,6 +29,8 @@ from seqbdl.posteriors.gaussian_weights import GaussianWeights
 from seqbdl.posteriors.joint_gaussian import safe_cholesky
 from seqbdl.posteriors.operators import Diagonal
 
+_ENTRIES = 2**24  # of a Jacobian that is in memory at once, beside the one that the kernel is made of
+
 
 @dataclass(frozen=True)
 class FROMP(TaskMethod):
@@ -91,16 +93,18 @@ class PastTask:
     @classmethod
     def at(cls, network: Network, memory: TaskMemory, rows: Rows, jitter: float) -> PastTask:
         """At the weights and the precision of a memory."""
-        here = network.tangents(memory.z.unsqueeze(0), rows.X)
-        f = here.values[0]
+        at, scale = memory.z.unsqueeze(0), memory.prior.precision.diagonal.rsqrt()
+        f = network.forward(at, rows.X)[0]
         root = rows.root(f)
-        J = network.jacobian(here)[0]
-        J = root.square().unsqueeze(-1) * J if root.dim() == 2 else root @ (root.transpose(-1, -2) @ J)  # of m, n x l x P
-        sides = (J * memory.prior.precision.diagonal.rsqrt()).transpose(0, 1)
+        sides = f.new_empty(f.shape[1], f.shape[0], scale.shape[0])  # l x n x P
+        for part in torch.arange(f.shape[0], device=f.device).split(max(1, _ENTRIES // (f.shape[1] * scale.shape[0]))):
+            J, R = network.jacobian(network.tangents(at, rows.X[part]))[0], root[part]  # n x l x P
+            J = R.square().unsqueeze(-1) * J if R.dim() == 2 else R @ (R.transpose(-1, -2) @ J)  # of m
+            sides[:, part] = J.mul_(scale).transpose(0, 1)
         K = sides @ sides.transpose(-1, -2)
-        scale = K.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(K.dtype).tiny)
+        size = K.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(K.dtype).tiny)
         eye = torch.eye(K.shape[-1]).to(K)
-        return cls(rows, rows.likelihood.score(f, rows.Y, rows.noise), safe_cholesky(K + jitter * scale[:, None, None] * eye))
+        return cls(rows, rows.likelihood.score(f, rows.Y, rows.noise), safe_cholesky(K + jitter * size[:, None, None] * eye))
 
     def gradient(self, network: Network, z: Tensor) -> Tensor:
         """Of half the quadratic, at ``z: 1 x P``, ``1 x P``."""

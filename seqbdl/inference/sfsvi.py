@@ -49,6 +49,8 @@ class SFSVI(TaskMethod):
     initial_sd: float = math.exp(-3.0)
     num_samples: int = 1
 
+    rate: ClassVar[float] = 0.01
+
     linearized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from seqbdl.errors import InvalidOptionError
+from seqbdl.inference import fromp
 from seqbdl.inference.adam import AdamSettings
 from seqbdl.inference.coresets import choose_rows, k_centre, most_uncertain
 from seqbdl.inference.fromp import FROMP, PastTask
@@ -41,7 +42,9 @@ def test_kept_rows_that_say_all() -> None:
     torch.testing.assert_close(second.z, expected, rtol=0, atol=1e-4)  # Adam's
 
 
-def test_the_gradient_is_that_of_the_quadratic_in_probabilities() -> None:
+@pytest.mark.parametrize("entries", [1, 2**24])
+def test_the_gradient_is_that_of_the_quadratic_in_probabilities(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fromp, "_ENTRIES", entries)  # one row at a time, or all
     network = ModuleNetwork(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)), 2, 3)
     generator = torch.Generator().manual_seed(0)
     then, now = torch.randn(2, network.num_params, generator=generator, dtype=torch.float64)
