@@ -106,7 +106,9 @@ class StreamEnv(gymnasium.Env[Array, Any]):
         short = next((t for t, task in enumerate(self.tasks) if len(task.X) < self.chunk), None)
         if short is not None:
             rows = len(self.tasks[short].X)
-            raise ValueError(f"chunk: {self.chunk}; task {short} has only {rows} rows and would not be shown; give at most {rows}.")
+            raise ValueError(
+                f"chunk: {self.chunk}; task {short} has only {rows} rows and would not be shown; give at most {rows}."
+            )
         self._places = [
             (t, start) for t, task in enumerate(self.tasks) for start in range(0, len(task.X) - self.chunk + 1, self.chunk)
         ]
