@@ -50,8 +50,11 @@ CHOSEN: dict[str, dict[str, float]] = {
 """Strengths: those with the highest accuracy (then the lowest NLL) in sweeps on validation images; FROMP's, S-FSVI's and SI's of
 ``permuted-fashion`` are those of ``permuted-digits``, FROMP's of ``split-fashion`` is as many as there are images (``tau = 1`` of
 a mean loss)."""
-RATES = {"fromp": 0.005, "sfsvi": 0.01, "vcl": 0.03}
-"""Learning rates on ``split-fashion``, found in the same way; of whitened weights, whose scale is about 0.05."""
+RATES: dict[str, dict[str, float]] = {
+    "split-fashion": {"fromp": 0.005, "sfsvi": 0.01, "vcl": 0.03},
+    "permuted-fashion": {"fromp": 0.005},
+}
+"""Learning rates, found in the same way on ``split-fashion``; of whitened weights, whose scale is about 0.05."""
 AVALANCHE = "as Avalanche defines it"
 AVALANCHE_STRENGTHS = (0.0, 1e3, 1e5)
 SCORES = ("accuracy", "when_learned", "backward_transfer", "nll", "ece")
@@ -73,20 +76,20 @@ class Cell:
 def cells_of(stream: str, images: int, epochs: int, seeds: int) -> list[Cell]:
     """Every method, with the strength that the validation images chose."""
     best, kept = dict(CHOSEN[stream]), kept_rows(stream)
-    rates: dict[str, dict[str, Any]] = {"fromp": {}, "sfsvi": {}, "vcl": {}}
+    rates = {m: {"learning_rate": rate} for m, rate in RATES.get(stream, {}).items()}
     if stream == "split-fashion":
-        best["fromp"], rates = float(images), {method: {"learning_rate": rate} for method, rate in RATES.items()}
+        best["fromp"] = float(images)
     methods: list[tuple[str, dict[str, Any]]] = [
         ("fine-tune", {}),
         ("joint", {}),
         ("ewc", {"strength": best["ewc"]}),
-        ("fromp", {"strength": best["fromp"], "coreset": kept, **rates["fromp"]}),
-        ("vcl", {"coreset": kept, **rates["vcl"]}),
-        ("sfsvi", {"strength": best["sfsvi"], "coreset": kept, **rates["sfsvi"]}),
+        ("fromp", {"strength": best["fromp"], "coreset": kept, **rates.get("fromp", {})}),
+        ("vcl", {"coreset": kept, **rates.get("vcl", {})}),
+        ("sfsvi", {"strength": best["sfsvi"], "coreset": kept, **rates.get("sfsvi", {})}),
         ("online-laplace", {"structure": "diag", "strength": best["online-laplace"]}),
         ("si", {"strength": best["si"]}),
-        ("vcl", rates["vcl"]),
-        ("vcl", {"coreset": kept, "coreset_kind": "k-centre", **rates["vcl"]}),
+        ("vcl", rates.get("vcl", {})),
+        ("vcl", {"coreset": kept, "coreset_kind": "k-centre", **rates.get("vcl", {})}),
         ("online-laplace", {"structure": "kron", "strength": best["online-laplace"]}),
     ]
     if stream.startswith("split"):
