@@ -190,8 +190,10 @@ class Real(Parameter):
             return False
         if self.step is None:
             return True
-        position = (_number(self.name, value) - self.low) / self.step
-        return abs(position - round(position)) < 1e-6
+        number = _number(self.name, value)
+        position = (number - self.low) / self.step
+        # fifteen digits of a far point of a fine grid are farther from it than a millionth of a step
+        return abs(position - round(position)) < 1e-6 or number == self.level_value(round(position))
 
     def to_search(self, value: Value) -> float:
         return _warp(_number(self.name, value), self.low, self.high, self.log)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seqbdl.errors import InvalidSpaceError, ShapeError
@@ -62,6 +62,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
+@example(Space([Real("fine and far", 1e5, 1e5 + 2**-6, step=2**-11)]), 0)
 @given(spaces(), st.integers(0, 2**31 - 1))
 def test_points_go_to_the_cube_and_back(space: Space, seed: int) -> None:
     points = space.sample(4, seed) + space.random(4, torch.Generator().manual_seed(seed))
