@@ -102,13 +102,13 @@ class StreamEnv(gymnasium.Env[Array, Any]):
         return self._observation(), self._told()
 
     def _draw(self) -> None:
-        self.tasks = self._tasks()
-        short = next((t for t, task in enumerate(self.tasks) if len(task.X) < self.chunk), None)
-        if short is not None:
-            rows = len(self.tasks[short].X)
-            raise ValueError(
-                f"chunk: {self.chunk}; task {short} has only {rows} rows and would not be shown; give at most {rows}."
-            )
+        tasks = self._tasks()
+        for t, task in enumerate(tasks):
+            if (rows := len(task.X)) < self.chunk:
+                raise ValueError(
+                    f"chunk: {self.chunk}; task {t} has only {rows} rows and would not be shown; give at most {rows}."
+                )
+        self.tasks = tasks
         self._places = [
             (t, start) for t, task in enumerate(self.tasks) for start in range(0, len(task.X) - self.chunk + 1, self.chunk)
         ]

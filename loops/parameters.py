@@ -193,7 +193,7 @@ class Real(Parameter):
         number = _number(self.name, value)
         position = (number - self.low) / self.step
         # fifteen digits of a far point of a fine grid are farther from it than a millionth of a step
-        return abs(position - round(position)) < 1e-6 or number == self.level_value(round(position))
+        return abs(position - round(position)) < 1e-6 or number == self.level_value(self._nearest_level(number))
 
     def to_search(self, value: Value) -> float:
         return _warp(_number(self.name, value), self.low, self.high, self.log)
@@ -202,7 +202,10 @@ class Real(Parameter):
         value = _unwarp(search, self.low, self.high, self.log)
         if self.step is None:
             return value
-        return self.level_value(min(round((value - self.low) / self.step), (self.levels or 1) - 1))
+        return self.level_value(self._nearest_level(value))
+
+    def _nearest_level(self, value: float) -> int:
+        return min(round((value - self.low) / (self.step or 1.0)), (self.levels or 1) - 1)
 
     def level_value(self, level: int) -> Value:
         # fifteen significant digits: 0.30000000000000004 is nothing to weigh

@@ -80,6 +80,11 @@ def test_points_go_to_the_cube_and_back(space: Space, seed: int) -> None:
         assert float((here - torch.tensor(levels, dtype=torch.double)).abs().amin(dim=1).max()) < 1e-9
 
 
+def test_an_upper_end_off_the_grid_is_no_point() -> None:
+    real = Real("x", 0.0, 1.0, step=0.6)
+    assert [real.contains(value) for value in (0.0, 0.6, 1.0)] == [True, True, False]
+
+
 @settings(max_examples=150, deadline=None)
 @given(spaces(), st.data())
 def test_any_vector_is_snapped_to_a_valid_point(space: Space, data: st.DataObject) -> None:
